@@ -92,11 +92,21 @@ static void **alloc_lanes(int n)
     return lanes;
 }
 
+static oct_status check_threads(int *threads)
+{
+    if (*threads < 0 || *threads > OCT_MAX_THREADS)
+        return oct_fail(OCT_E_VALUE, "runtime: threads is %d, legal are 1 to %d, or 0 for the default",
+                        *threads, OCT_MAX_THREADS);
+    if (*threads == 0) *threads = oct_default_threads();
+    return OCT_OK;
+}
+
 oct_status oct_runtime_open(oct_runtime **out, int threads, const char *isa)
 {
     oct_isa cap;
     *out = NULL;
     oct_status status = choose_isa(isa, &cap);
+    if (!status) status = check_threads(&threads);
     if (status) return status;
     oct_runtime *rt = oct_zalloc(OCT_TAG_OTHER, 1, sizeof *rt);
     if (!rt) return oct_fail_memory("runtime", "itself");
@@ -139,23 +149,16 @@ void oct_runtime_close(oct_runtime **rt)
 
 oct_status oct_runtime_set_threads(oct_runtime *rt, int threads)
 {
-    oct_pool *pool;
-    const oct_status status = oct_pool_open(&pool, threads);
+    const oct_status status = check_threads(&threads);
     if (status) return status;
-    void **lanes = alloc_lanes(oct_pool_threads(pool));
-    if (!lanes) {
-        oct_pool_close(&pool);
-        return oct_fail_memory("runtime", "the lanes' scratch");
-    }
-    /* A step that is running holds the old pool: wait for it. The new one is entered by nobody. */
-    oct_pool *old = rt->pool;
-    oct_pool_enter(old, NULL, NULL);
+    void **lanes = alloc_lanes(threads);
+    if (!lanes) return oct_fail_memory("runtime", "the lanes' scratch");
+    oct_pool_enter(rt->pool, NULL, NULL); /* waits for a step that is running */
+    oct_pool_resize(rt->pool, threads);
     free_lanes(rt->lanes, rt->threads);
-    rt->pool = pool;
     rt->lanes = lanes;
-    rt->threads = oct_pool_threads(pool);
-    oct_pool_leave(old);
-    oct_pool_close(&old);
+    rt->threads = threads;
+    oct_pool_leave(rt->pool);
     return OCT_OK;
 }
 

@@ -183,15 +183,24 @@ static void init_fresh(oct_pool *p)
 oct_status oct_pool_open(oct_pool **out, int threads)
 {
     *out = NULL;
-    if (threads < 0 || threads > OCT_MAX_THREADS)
-        return oct_fail(OCT_E_VALUE, "runtime: threads is %d, legal are 1 to %d, or 0 for the default",
-                        threads, OCT_MAX_THREADS);
     oct_pool *p = oct_zalloc(OCT_TAG_THREADS, 1, sizeof *p);
     if (!p) return oct_fail_memory("runtime", "the thread pool");
-    p->threads = threads ? threads : oct_default_threads();
+    p->threads = threads;
     init_fresh(p);
     *out = p;
     return OCT_OK;
+}
+
+static void stop_workers(oct_pool *p)
+{
+    pthread_mutex_lock(&p->sleep_lock);
+    atomic_store(&p->stop, true);
+    pthread_cond_broadcast(&p->wake);
+    pthread_mutex_unlock(&p->sleep_lock);
+    for (int lane = 1; lane <= p->started; lane++) pthread_join(p->worker[lane], NULL);
+    oct_mem_note(OCT_TAG_THREADS, 0, -p->started);
+    p->started = 0;
+    atomic_store(&p->stop, false);
 }
 
 void oct_pool_close(oct_pool **pool)
@@ -200,17 +209,20 @@ void oct_pool_close(oct_pool **pool)
     *pool = NULL;
     if (!p) return;
     if (p->pid == getpid()) { /* in a forked child there are no workers to join */
-        pthread_mutex_lock(&p->sleep_lock);
-        atomic_store(&p->stop, true);
-        pthread_cond_broadcast(&p->wake);
-        pthread_mutex_unlock(&p->sleep_lock);
-        for (int lane = 1; lane <= p->started; lane++) pthread_join(p->worker[lane], NULL);
+        stop_workers(p);
         pthread_mutex_destroy(&p->sleep_lock);
         pthread_mutex_destroy(&p->owner);
         pthread_cond_destroy(&p->wake);
     }
     oct_mem_note(OCT_TAG_THREADS, 0, -p->started);
     oct_free(p);
+}
+
+void oct_pool_resize(oct_pool *p, int threads)
+{
+    stop_workers(p);
+    p->threads = threads;
+    start_workers(p);
 }
 
 int oct_pool_threads(const oct_pool *p)

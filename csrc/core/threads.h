@@ -20,6 +20,8 @@ typedef void (*oct_task_fn)(void *ctx, size_t lo, size_t hi, int lane);
 oct_status oct_pool_open(oct_pool **out, int threads);
 void oct_pool_close(oct_pool **);
 int oct_pool_threads(const oct_pool *);
+/* Between enter and leave only. */
+void oct_pool_resize(oct_pool *, int threads);
 
 /* Waits for the pool; poll (may be NULL) is then called on this thread every 30 ms or so, and
  * nonzero cancels: the remaining tasks of every loop are skipped until leave. */
