@@ -20,7 +20,7 @@ typedef struct {
 static oct_status find_page(oct_cache *c, const char *operation, oct_seq seq, int layer,
                             int64_t index, oct_segment segment, place *out)
 {
-    oct_sequence *s;
+    oct_sequence *s = NULL;
     const oct_status status = oct_seq_find(c, operation, seq, &s);
     if (status) return status;
     if (layer < 0 || layer >= c->layers)
@@ -216,7 +216,7 @@ oct_status oct_page_edit(oct_cache *c, oct_seq seq, int64_t index)
 
 oct_status oct_page_edit_end(oct_cache *c, oct_seq seq)
 {
-    oct_sequence *s;
+    oct_sequence *s = NULL;
     oct_status status = oct_cache_take(c, "edit");
     if (status) return status;
     status = oct_seq_find(c, "edit", seq, &s);
@@ -449,7 +449,7 @@ static oct_status reencode_taken(oct_cache *from, oct_sequence *src, oct_cache *
 
 oct_status oct_seq_reencode(oct_cache *from, oct_seq seq, oct_cache *to, oct_seq *out)
 {
-    oct_sequence *src;
+    oct_sequence *src = NULL;
     *out = 0;
     if (from == to) return oct_fail(OCT_E_VALUE, "reencode: both caches are the same; use fork");
     oct_status status = same_shape(from, to);
