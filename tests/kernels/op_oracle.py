@@ -165,7 +165,9 @@ def to_bf16(x):
 
 
 def topk_order(x):
-    return np.lexsort((np.arange(len(x)), np.where(np.isnan(x), 0, -x.astype(np.float64)), np.isnan(x)))
+    return np.lexsort(
+        (np.arange(len(x)), np.where(np.isnan(x), 0, -x.astype(np.float64)), np.isnan(x))
+    )
 
 
 def sample(x, temperature, top_k, top_p, min_p, u):

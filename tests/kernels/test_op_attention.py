@@ -192,7 +192,9 @@ def exact_sincos(angle):
     """sin and cos of a float64 angle to about 2^-63, by longdouble after an exact reduction."""
     from fractions import Fraction
 
-    pi = Fraction(int("3243F6A8885A308D313198A2E03707344A4093822299F31D0082EFA98EC4E6C89", 16), 16**64)
+    pi = Fraction(
+        int("3243F6A8885A308D313198A2E03707344A4093822299F31D0082EFA98EC4E6C89", 16), 16**64
+    )
     n = round(Fraction(angle) / (pi / 2))
     r = Fraction(angle) - n * pi / 2
     hi = float(r)

@@ -43,7 +43,10 @@ def test_narrowing_rounds_to_nearest_even(name, dtype):
 )
 def test_widening_is_exact(name, dtype, count):
     codes = np.arange(count, dtype=np.uint16 if count > 256 else np.uint8)
-    want, got = codes.view(dtype).astype(np.float32), floats(_probe.num(name, codes.astype(np.uint32)))
+    want, got = (
+        codes.view(dtype).astype(np.float32),
+        floats(_probe.num(name, codes.astype(np.uint32))),
+    )
     nan = np.isnan(want)
     np.testing.assert_array_equal(bits(got[~nan]), bits(want[~nan]))
     assert np.isnan(got[nan]).all()
@@ -84,7 +87,9 @@ def test_real64_matches_longdouble():
     for x in np.concatenate([r.uniform(-700, 0, 2000), r.uniform(-1, 0, 2000), [0.0, -1e-300]]):
         want = np.exp(np.longdouble(x))
         assert abs(_probe.real64("exp", x) - want) <= 4e-16 * want
-    for x in np.concatenate([np.exp2(r.uniform(0, 20, 4000)), 1 + np.exp2(r.uniform(-52, 0, 1000))]):
+    for x in np.concatenate(
+        [np.exp2(r.uniform(0, 20, 4000)), 1 + np.exp2(r.uniform(-52, 0, 1000))]
+    ):
         want = np.log(np.longdouble(x))
         assert abs(_probe.real64("log", x) - want) <= 1e-15 * want
     assert _probe.real64("exp", -708.5) == 0 and _probe.real64("exp", -math.inf) == 0
