@@ -119,6 +119,20 @@ static inline v16 v16_xor(v16 x, v16 y)
     return (v16){_mm256_xor_ps(x.a, y.a), _mm256_xor_ps(x.b, y.b)};
 }
 
+/* Flips the sign of lane i where bit i is set. */
+static inline __m256 v16_negate_half(__m256 x, unsigned bits)
+{
+    const __m256i up = _mm256_setr_epi32(31, 30, 29, 28, 27, 26, 25, 24);
+    const __m256i moved = _mm256_sllv_epi32(_mm256_set1_epi32((int)bits), up);
+    return _mm256_xor_ps(x, _mm256_castsi256_ps(
+                                _mm256_and_si256(moved, _mm256_set1_epi32(INT32_MIN))));
+}
+
+static inline v16 v16_negate(v16 x, unsigned bits)
+{
+    return (v16){v16_negate_half(x.a, bits), v16_negate_half(x.b, bits >> 8)};
+}
+
 static inline v16m v16_gt(v16 x, v16 y)
 {
     return (v16m){_mm256_cmp_ps(x.a, y.a, _CMP_GT_OQ), _mm256_cmp_ps(x.b, y.b, _CMP_GT_OQ)};

@@ -93,6 +93,13 @@ static inline v16 v16_xor(v16 a, v16 b)
     return _mm512_xor_ps(a, b);
 }
 
+/* Flips the sign of lane i where bit i is set. */
+static inline v16 v16_negate(v16 x, unsigned bits)
+{
+    const __m512i sign = _mm512_set1_epi32(INT32_MIN), u = _mm512_castps_si512(x);
+    return _mm512_castsi512_ps(_mm512_mask_xor_epi32(u, (v16m)bits, u, sign));
+}
+
 static inline v16m v16_gt(v16 a, v16 b)
 {
     return _mm512_cmp_ps_mask(a, b, _CMP_GT_OQ);

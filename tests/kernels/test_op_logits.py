@@ -101,6 +101,27 @@ def test_swiglu_columns(isa, in_place):
                 same(run_swiglu(isa, *args), run_swiglu("scalar", *args), (k, name))
 
 
+@pytest.mark.parametrize("isa", FAST)
+def test_exp_columns_over_its_range_and_cuts(isa):
+    """softmax around a maximum of 0 shows exp(x) for x <= 0, swiglu the overflow of exp(-g)."""
+    need(isa)
+    r = np.random.default_rng(0)
+    x = np.concatenate([r.uniform(-90, 0, 200_000), r.uniform(-87.3367, -87.3363, 5000)])
+    u = np.arange(-2000, 2000) + int(np.float32(-87.3365478515625).view(np.int32))
+    x = np.concatenate([x.astype(np.float32), u.astype(np.int32).view(np.float32), [0]])
+    x = np.resize(x, -(-len(x) // 16) * 16).astype(np.float32)[None]
+    got, want = x.copy(), x.copy()
+    for column, p in ((isa, got), ("scalar", want)):
+        _probe.op_softmax(column, p, np.empty(1, np.float32), np.empty(1, np.float32))
+    same(got, want)
+    same(want, exp32(x))
+    edge = int(np.float32(-88.3762588500976562).view(np.int32))
+    g = (np.arange(-2000, 2000) + edge).astype(np.int32).view(np.float32)[None]
+    ones = np.ones_like(g)
+    same(run_swiglu(isa, g, ones), run_swiglu("scalar", g, ones))
+    assert (run_swiglu(isa, g, ones) == 0).any() and (run_swiglu(isa, g, ones) != 0).any()
+
+
 # --- argmax, lse, topk ----------------------------------------------------------------------------
 def run_argmax(isa, x):
     index = Guarded((len(x),), np.int32)
@@ -310,3 +331,42 @@ def test_sample_without_a_candidate_is_minus_one():
     x = np.array([[np.nan, -np.inf, np.nan]], np.float32)
     for temperature in (0.0, 1.0):
         assert run_sample("scalar", x, temperature, 0, 1.0, 0.0, [0.5])[0] == -1
+
+
+# --- any range of rows ----------------------------------------------------------------------------
+def sliced(isa, cut):
+    """All row-wise outputs of a call, made in the ranges [0, cut) and [cut, 7)."""
+    x = hostile(100, 5, rows=7)["normal"]
+    w, n = x[0].copy(), len(x)
+    u = np.linspace(0, 0.99, n)
+    y = [np.full_like(x, 9) for _ in range(3)]
+    s = np.ascontiguousarray(x[:, :96])
+    row = [np.full(n, 9, np.float32) for _ in range(5)]
+    o, m, total = x.copy(), w[:n].copy(), np.abs(w[:n])
+    ids = [np.full(n, 9, np.int32) for _ in range(3)]
+    top = np.full((n, 3), 9, np.int32), np.full((n, 3), 9, np.float32)
+    half, kl_of = np.full(x.shape, 9, np.uint16), np.full(n, 9.0)
+    work, cs = np.empty(1600, np.uint8), np.full((n, 100), 9, np.float32)
+    for r in ((0, cut), (cut, n)):
+        _probe.op_rmsnorm(isa, x, 100, 1, w, 1e-5, y[0], *r)
+        _probe.op_swiglu(isa, x, x, y[1], *r)
+        _probe.op_hadamard(isa, x, 1, 100, 4, True, False, y[2], *r)
+        _probe.op_softmax(isa, s, row[0], row[1], *r)
+        _probe.op_merge(isa, o, m, total, x[::-1].copy(), w[7:14].copy(), total + 1, *r)
+        _probe.op_argmax(isa, x, ids[0], *r)
+        _probe.op_lse(isa, x, row[2], *r)
+        _probe.op_topk(isa, x, *top, *r)
+        _probe.op_kl(isa, x, x[::-1].copy(), kl_of, *r)
+        _probe.op_cast(isa, x, "bf16", half, ids[1], *r)
+        _probe.op_sample(isa, x, 1.0, 0, 0.9, 0.0, u, ids[2], work, *r)
+        _probe.op_rope_table(isa, np.arange(n), u[:1].repeat(50) + 0.5, 1.0, cs, *r)
+        _probe.op_rope(isa, y[1], 1, 100, True, cs, *r)
+    return (*y, s, *row, o, m, ids[0], ids[1], ids[2], *top, half, kl_of, cs)
+
+
+@pytest.mark.parametrize("isa", COLUMNS)
+def test_a_range_of_rows_is_that_part_of_the_whole(isa):
+    need(isa)
+    whole = sliced(isa, 0)
+    for cut in (1, 3, 6):
+        same(sliced(isa, cut), whole, cut)

@@ -12,8 +12,8 @@
  * A weight below 2^-44 of the largest is never drawn: 5e-14 of probability.
  *
  * `find_mass` answers "first in order whose running sum exceeds t" by a radix descent: a histogram
- * of mass over the top 11 bits of the key, then 11 more inside the bucket found, then 10, then the
- * equals by id. Four scans of the row, whatever its distribution. */
+ * of mass over the top 11 bits of the key, then two more levels among the elements of the bucket
+ * found, then the equals by id: linear in n, whatever the distribution. */
 #ifndef OCT_SAMPLE_H
 #define OCT_SAMPLE_H
 
@@ -23,16 +23,24 @@
 #include "kernels/num.h"
 
 typedef struct {
-    const uint32_t *key; /* [n] ascending with the logit; 0 for NaN */
-    float *w;            /* [n] weights; an element that is cut gets 0 */
+    uint32_t *key; /* [n] ascending with the logit; 0 for NaN */
+    float *w;      /* [n] weights; an element that is cut gets 0 */
+    int32_t *list; /* [n] scratch */
     int n;
 } sample_row;
 
+/* The caller's work area, 12 of its 16 bytes per logit. */
+static inline sample_row sample_row_at(void *work, int n)
+{
+    uint32_t *key = work;
+    float *w = (float *)(key + n);
+    return (sample_row){key, w, (int32_t *)(w + n), n};
+}
+
 typedef struct {
     uint32_t key;
-    int id;         /* the element found */
-    uint64_t total; /* the running sum up to and including it */
-} sample_place;
+    int id;
+} sample_place; /* an element, by its place in order */
 
 static inline uint32_t sample_key(float x)
 {
@@ -51,19 +59,41 @@ static inline uint64_t mass_at(const sample_row *r, int i, bool count)
     return count ? 1 : sample_mass(r->w[i]);
 }
 
-/* One level: among keys with (key ^ prefix) >> high == 0, the bucket of bits [low, high) that holds
- * mass t. Adds what lies before it to *before and returns the longer prefix. */
-static inline uint32_t narrow(const sample_row *r, bool count, uint64_t t, uint32_t prefix, int high,
-                              int low, uint64_t *before)
+/* Walks buckets downwards from the highest to the one that holds mass t; *before grows by those
+ * above it. */
+static inline uint32_t descend(const uint64_t *sum, uint32_t buckets, uint64_t t, uint64_t *before)
+{
+    uint32_t b = buckets - 1;
+    while (b > 0 && *before + sum[b] <= t) *before += sum[b--];
+    return b;
+}
+
+/* Fills r->list with the elements of the top-level bucket (11 bits of the key) that holds mass t. */
+static inline int shortlist(const sample_row *r, bool count, uint64_t t, uint64_t *before)
 {
     uint64_t sum[2048] = {0};
-    const uint32_t mask = (1u << (high - low)) - 1;
-    for (int i = 0; i < r->n; i++)
-        if ((uint64_t)(r->key[i] ^ prefix) >> high == 0)
-            sum[r->key[i] >> low & mask] += mass_at(r, i, count);
-    uint32_t b = mask;
-    while (b > 0 && *before + sum[b] <= t) *before += sum[b--];
-    return prefix | b << low;
+    int size = 0;
+    for (int i = 0; i < r->n; i++) sum[r->key[i] >> 21] += mass_at(r, i, count);
+    const uint32_t b = descend(sum, 2048, t, before);
+    for (int i = 0; i < r->n; i++) {
+        r->list[size] = i; /* always written, kept or not: no branch to mispredict */
+        size += r->key[i] >> 21 == b;
+    }
+    return size;
+}
+
+/* The same among the listed, by bits [low, low + 11); keeps the elements of the bucket found. */
+static inline int narrow(const sample_row *r, bool count, uint64_t t, int size, int low,
+                         uint64_t *before)
+{
+    uint64_t sum[2048] = {0};
+    int kept = 0;
+    for (int k = 0; k < size; k++)
+        sum[r->key[r->list[k]] >> low & 2047] += mass_at(r, r->list[k], count);
+    const uint32_t b = descend(sum, 2048, t, before);
+    for (int k = 0; k < size; k++)
+        if ((r->key[r->list[k]] >> low & 2047) == b) r->list[kept++] = r->list[k];
+    return kept;
 }
 
 /* The first element in order whose running sum of mass (of elements, if count) exceeds t. The total
@@ -71,16 +101,16 @@ static inline uint32_t narrow(const sample_row *r, bool count, uint64_t t, uint3
 static inline sample_place find_mass(const sample_row *r, bool count, uint64_t t)
 {
     uint64_t before = 0;
-    uint32_t key = narrow(r, count, t, 0, 32, 21, &before);
-    key = narrow(r, count, t, key, 21, 10, &before);
-    key = narrow(r, count, t, key, 10, 0, &before);
-    for (int i = 0; i < r->n; i++) {
-        if (r->key[i] != key) continue;
+    int size = shortlist(r, count, t, &before);
+    size = narrow(r, count, t, size, 10, &before);
+    size = narrow(r, count, t, size, 0, &before); /* bit 10 is the same in all of them */
+    for (int k = 0; k < size; k++) {
+        const int i = r->list[k];
         before += mass_at(r, i, count);
-        if (before > t) return (sample_place){key, i, before};
+        if (before > t) return (sample_place){r->key[i], i};
     }
-    assert(!"the mass of the row exceeds t");
-    return (sample_place){key, -1, before};
+    assert(false); /* the mass of the row must exceed t */
+    return (sample_place){0, -1};
 }
 
 static inline void cut_after(const sample_row *r, sample_place last)
@@ -99,7 +129,8 @@ static inline uint64_t total_mass(const sample_row *r)
 /* The row has at least one weight of 1. */
 static inline int sample_draw(const sample_row *r, const oct_sample_args *a, double u)
 {
-    assert(u >= 0.0 && u < 1.0 && a->top_p > 0.0f && a->top_k >= 0 && a->min_p <= 1.0f);
+    assert(r->n < 1 << 19); /* or the masses may overflow */
+    assert(u >= 0.0 && u < 1.0 && a->top_k >= 0 && a->top_p > 0.0f && a->min_p <= 1.0f);
     if (a->top_k > 0 && a->top_k < r->n)
         cut_after(r, find_mass(r, true, (uint64_t)a->top_k - 1));
     if (a->top_p < 1.0f) {

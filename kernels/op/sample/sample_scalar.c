@@ -13,14 +13,13 @@ static int draw(const oct_sample_args *a, const float *x, double u)
 {
     const int best = greedy(x, a->n);
     if (best < 0 || a->temperature == 0.0f) return best;
-    uint32_t *key = a->work;
-    float *w = (float *)(key + a->n);
+    const sample_row r = sample_row_at(a->work, a->n);
     const float max = x[best], inverse = 1.0f / a->temperature;
     for (int i = 0; i < a->n; i++) {
-        key[i] = sample_key(x[i]);
-        w[i] = x[i] != x[i] ? 0.0f : oct_exp(x[i] == max ? 0.0f : (x[i] - max) * inverse);
+        r.key[i] = sample_key(x[i]);
+        r.w[i] = x[i] != x[i] ? 0.0f : oct_exp(x[i] == max ? 0.0f : (x[i] - max) * inverse);
     }
-    return sample_draw(&(sample_row){key, w, a->n}, a, u);
+    return sample_draw(&r, a, u);
 }
 
 oct_kstatus oct_op_sample_scalar(const oct_sample_args *a, size_t lo, size_t hi)
