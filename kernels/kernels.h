@@ -410,8 +410,8 @@ typedef struct {
     float *value;   /* [m][count] */
 } oct_topk_args;
 
-/* KL(base || other) per row over softmax of both, in float64: sum p (log p - log q). Equal rows give
- * exactly 0; p = 0 adds nothing; q = 0 alone gives +inf. NaN, +inf or no finite logit in either row
+/* KL(base || other) per row over softmax of both, in float64: sum p (log p - log q). Equal rows
+ * give exactly 0; p = 0 adds nothing; q = 0 alone gives +inf. NaN, +inf or no finite logit in either row
  * gives NaN and OCT_K_NONFINITE. op/kl/kl_scalar.c has the order of operations. */
 typedef struct {
     const float *base, *other; /* [m][ld] */

@@ -21,7 +21,7 @@ view_of(PyObject *object, view *v, int type)
     if (object == Py_None) return 1;
     if (!PyArray_Check(object) || PyArray_TYPE((PyArrayObject *)object) != type ||
         PyArray_NDIM((PyArrayObject *)object) < 1 || PyArray_NDIM((PyArrayObject *)object) > 2) {
-        PyErr_Format(PyExc_TypeError, "expected rows of NumPy type number %d, got %R", type, object);
+        PyErr_Format(PyExc_TypeError, "expected rows of NumPy type %d, got %R", type, object);
         return 0;
     }
     PyArrayObject *array = (PyArrayObject *)object;

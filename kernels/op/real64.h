@@ -10,7 +10,7 @@
 
 #define OCT_EXP64_MIN (-708.0)
 #define OCT_LOG2E 0x1.71547652b82fep+0
-/* ln 2 in two parts; the first has 20 zero bits at its end, so n * LN2_HI is exact for |n| < 2^20. */
+/* ln 2 in two parts; the first ends in 16 zero bits, so n * LN2_HI is exact for |n| < 2^16. */
 #define OCT_LN2_HI 0x1.62e42fefap-1
 #define OCT_LN2_LO 0x1.cf79abc9e3b3ap-40
 #define OCT_EXP64_TERMS 13

@@ -176,7 +176,8 @@ static inline v16 v16_swap(v16 x, int distance)
 /* (lo, hi) as sixteen pairs: their first and second elements; and back. */
 static inline void v16_split(v16 lo, v16 hi, v16 *first, v16 *second)
 {
-    const __m512i even = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
+    const __m512i even =
+        _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
     *first = _mm512_permutex2var_ps(lo, even, hi);
     *second = _mm512_permutex2var_ps(lo, _mm512_add_epi32(even, _mm512_set1_epi32(1)), hi);
 }

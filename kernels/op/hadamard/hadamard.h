@@ -5,7 +5,7 @@
 #include "kernels/kernels.h"
 #include "kernels/num.h"
 
-/* Bit b of word w: channel 64 w + b is negative. Bits 63 of the outputs of SplitMix64 from seed 0. */
+/* Bit b of word w: channel 64 w + b is negative. Bit 63 of each output of SplitMix64, seed 0. */
 static const uint64_t oct_hadamard_signs[OCT_MAX_HEAD_DIM / 64] = {
     0x9ecc3104737afa89, 0x365e05b61ac16ee8, 0x0b672b6ebe83866b, 0x3c99568653b8f652,
     0x1d861e844a58a241, 0xab7139cbc090d448, 0xc8d6e9e5b86256d5, 0x0a049ca61e8256f2,

@@ -1,5 +1,5 @@
-/* hadamard, scalar column: y = c * WHT(sign * x), or its inverse sign * (c * WHT(x)), on blocks of a
- * head. Stages h = 1, 2, 4, ... turn each pair (j, j + h) into (a + b, a - b). */
+/* hadamard, scalar column: y = c * WHT(sign * x), or its inverse sign * (c * WHT(x)), on blocks of
+ * a head. Stages h = 1, 2, 4, ... turn each pair (j, j + h) into (a + b, a - b). */
 #include <assert.h>
 
 #include "kernels/op/hadamard/hadamard.h"
@@ -9,7 +9,8 @@ static float flip(float x, bool yes, int channel)
     return oct_float(oct_bits(x) ^ (yes ? oct_hadamard_flip(channel) : 0));
 }
 
-static void block_of(const oct_hadamard_args *a, const float *x, float *y, int channel, float factor)
+static void block_of(const oct_hadamard_args *a, const float *x, float *y, int channel,
+                     float factor)
 {
     float z[OCT_MAX_HEAD_DIM];
     for (int i = 0; i < a->block; i++)

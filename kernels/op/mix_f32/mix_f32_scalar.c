@@ -1,5 +1,5 @@
-/* mix_f32, scalar column: o += w_t * v_t by fused steps, tokens ascending. A query reads its visible
- * tokens only, so that its result depends on nothing else in the call. */
+/* mix_f32, scalar column: o += w_t * v_t by fused steps, tokens ascending. A query reads its
+ * visible tokens only, so that its result depends on nothing else in the call. */
 #include <assert.h>
 
 #include "kernels/kernels.h"

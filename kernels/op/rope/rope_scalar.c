@@ -1,5 +1,5 @@
-/* rope, scalar column: rotates the pairs of every head by the row's (cos, sin), in place. The angles
- * are made by rope_table. */
+/* rope, scalar column: rotates the pairs of every head by the row's (cos, sin), in place. The
+ * angles are made by rope_table. */
 #include <assert.h>
 
 #include "kernels/kernels.h"

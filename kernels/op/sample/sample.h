@@ -68,7 +68,7 @@ static inline uint32_t descend(const uint64_t *sum, uint32_t buckets, uint64_t t
     return b;
 }
 
-/* Fills r->list with the elements of the top-level bucket (11 bits of the key) that holds mass t. */
+/* Fills r->list with the elements of the first-level bucket (11 bits of key) that holds mass t. */
 static inline int shortlist(const sample_row *r, bool count, uint64_t t, uint64_t *before)
 {
     uint64_t sum[2048] = {0};

@@ -1,4 +1,4 @@
-/* sample, scalar column: weights of the row, then the draw of sample.h, which holds the definition. */
+/* sample, scalar column: weights of the row, then the draw of sample.h (the definition). */
 #include "kernels/op/sample/sample.h"
 
 static int greedy(const float *x, int n) /* -1 where every logit is NaN or -inf */

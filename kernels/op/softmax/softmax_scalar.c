@@ -1,5 +1,5 @@
-/* softmax, scalar column: one chunk of scores to unnormalised probabilities, their largest score and
- * their sum. Merging chunks and dividing by the sum is the caller's. */
+/* softmax, scalar column: one chunk of scores to unnormalised probabilities, their largest score
+ * and their sum. Merging chunks and dividing by the sum is the caller's. */
 #include <assert.h>
 
 #include "kernels/kernels.h"

@@ -1,4 +1,4 @@
-/* topk: the largest logits of each row, in the order of docs: descending, equals by index, NaN last.
+/* topk: the largest logits of each row, in order: descending, equals by index, NaN last.
  *
  * The outputs serve as a heap with the worst kept element on top. Few logits beat it once it holds
  * good ones, so the scan is one comparison per logit; the heap is then sorted in place. */
