@@ -88,12 +88,17 @@ OCT_INLINE __m512 oct_value_of(oct_code code, __m512i dword, int k, __m512 s, __
     return code == OCT_CODE_INT4 ? _mm512_fmadd_ps(q, s, z) : _mm512_mul_ps(q, s);
 }
 
+OCT_INLINE const uint32_t *oct_lines(const void *block, int d, oct_code code)
+{
+    const size_t parts = code == OCT_CODE_INT4 ? 2 : 1;
+    return (const uint32_t *)(const void *)((const char *)block + parts * oct_page_group_bytes(d));
+}
+
 OCT_INLINE void oct_expand_k(const oct_decode_args *a, oct_code code, bool scaled, int u)
 {
     const int d = a->d, group = oct_page_group(d), per = code == OCT_CODE_INT4 ? 8 : 4;
     const uint16_t *scales = a->block, *zeros = scales + oct_page_group_bytes(d) / 2;
-    const uint32_t *lines = (const uint32_t *)(scales + oct_page_group_bytes(d) / 2 *
-                                                            (code == OCT_CODE_INT4 ? 2 : 1));
+    const uint32_t *lines = oct_lines(a->block, d, code);
     for (int c = 0; c < d; c += per) {
         const int at = c / group * OCT_PAGE_TOKENS + u * OCT_UNIT_TOKENS;
         const __m512 s = oct_widen_bf16(scales + at);
@@ -110,8 +115,7 @@ OCT_INLINE void oct_expand_v(const oct_decode_args *a, oct_code code, bool scale
 {
     const int d = a->d, group = oct_page_group(d), per = code == OCT_CODE_INT4 ? 8 : 4;
     const uint16_t *scales = a->block, *zeros = scales + oct_page_group_bytes(d) / 2;
-    const uint32_t *lines = (const uint32_t *)(scales + oct_page_group_bytes(d) / 2 *
-                                                            (code == OCT_CODE_INT4 ? 2 : 1));
+    const uint32_t *lines = oct_lines(a->block, d, code);
     for (int g = 0; g < d / group; g++) {
         __m512 s[8], z[8];
         for (int k = 0; k < per; k++) {

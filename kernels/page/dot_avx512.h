@@ -34,6 +34,13 @@ OCT_INLINE __m512i oct_four_bytes(const int8_t *x)
     return _mm512_set1_epi32(four);
 }
 
+/* In assembler because gcc copies the accumulator before and after the intrinsic, and with 24 of
+ * them spills: half the speed of `mix`. */
+OCT_INLINE void oct_dot_step(__m512i *acc, __m512i u, __m512i b)
+{
+    __asm__("vpdpbusd %2, %1, %0" : "+v"(*acc) : "v"(u), "v"(b));
+}
+
 /* acc[r][v] += the dots of one line of codes: four (or eight) steps along the contraction. */
 OCT_INLINE void oct_dot_line(__m512i acc[OCT_DOT_ROWS][4], int rows, int nv, int bits,
                              const uint8_t *line, const int8_t *const *x, int at)
@@ -48,9 +55,32 @@ OCT_INLINE void oct_dot_line(__m512i acc[OCT_DOT_ROWS][4], int rows, int nv, int
                              : _mm512_and_si512(half ? _mm512_srli_epi16(w[v], 4) : w[v], low);
         for (int r = 0; r < rows; r++) {
             const __m512i b = oct_four_bytes(x[r] + at + 4 * half);
-            for (int v = 0; v < nv; v++) acc[r][v] = _mm512_dpbusd_epi32(acc[r][v], u[v], b);
+            for (int v = 0; v < nv; v++) oct_dot_step(&acc[r][v], u[v], b);
         }
     }
+}
+
+/* The dots of `rows` code rows with nv vectors over n codes, lines `step` bytes apart. They leave
+ * through memory: an array of registers survives only loops that the compiler unrolls in full. */
+OCT_INLINE void oct_dot_run(int32_t out[OCT_DOT_ROWS][64], int rows, int nv, int bits,
+                            const uint8_t *line, size_t step, const int8_t *const *x, int n)
+{
+    __m512i acc[OCT_DOT_ROWS][4];
+    for (int r = 0; r < rows; r++)
+        for (int v = 0; v < nv; v++) acc[r][v] = _mm512_setzero_si512();
+    for (int at = 0; at < n; at += 32 / bits, line += step)
+        oct_dot_line(acc, rows, nv, bits, line, x, at);
+    for (int r = 0; r < rows; r++)
+        for (int v = 0; v < nv; v++) _mm512_store_si512(&out[r][16 * v], acc[r][v]);
+}
+
+/* Vector v of query r's dots; the two terms of q8x2 are joined. */
+OCT_INLINE __m512i oct_dot_of(const int32_t dots[OCT_DOT_ROWS][64], int terms, int r, int v)
+{
+    const __m512i dot = _mm512_load_si512(&dots[r * terms][16 * v]);
+    if (terms == 1) return dot;
+    return _mm512_add_epi32(_mm512_slli_epi32(dot, 7),
+                            _mm512_load_si512(&dots[r * 2 + 1][16 * v]));
 }
 
 /* One group's dots of `queries` queries with nv vectors from token t0; the float steps of A4. */
@@ -59,17 +89,15 @@ OCT_INLINE void oct_scores_group(const oct_scores_args *a, oct_dot_page page, in
 {
     const int d = a->d, group = oct_page_group(d), per = bits == 4 ? 8 : 4;
     const int8_t *x[OCT_DOT_ROWS];
-    __m512i acc[OCT_DOT_ROWS][4];
+    _Alignas(64) int32_t dots[OCT_DOT_ROWS][64];
     for (int r = 0; r < queries; r++) {
         const size_t row = (size_t)(i0 + r) * (size_t)a->q->kp + (size_t)(g * group);
         x[r * terms] = a->q->hi + row;
         if (terms == 2) x[r * 2 + 1] = a->q->lo + row;
     }
-    for (int r = 0; r < queries * terms; r++)
-        for (int v = 0; v < nv; v++) acc[r][v] = _mm512_setzero_si512();
-    const uint8_t *line = page.codes + ((size_t)(g * group / per) * OCT_PAGE_TOKENS + (size_t)t0) * 4;
-    for (int c = 0; c < group; c += per, line += 4 * OCT_PAGE_TOKENS)
-        oct_dot_line(acc, queries * terms, nv, bits, line, x, c);
+    const size_t first = (size_t)(g * group / per) * OCT_PAGE_TOKENS + (size_t)t0;
+    oct_dot_run(dots, queries * terms, nv, bits, page.codes + first * 4, 4 * OCT_PAGE_TOKENS, x,
+                group);
 
     const uint16_t *scales = page.scales + g * OCT_PAGE_TOKENS + t0;
     const uint16_t *zeros = page.zeros + g * OCT_PAGE_TOKENS + t0;
@@ -77,8 +105,7 @@ OCT_INLINE void oct_scores_group(const oct_scores_args *a, oct_dot_page page, in
         float *s = a->s + (size_t)(i0 + r) * a->lds + t0;
         const int32_t sum = oct_dot_query_sum(a->q, i0 + r, g, group);
         for (int v = 0; v < nv; v++) {
-            __m512i dot = acc[r * terms][v];
-            if (terms == 2) dot = _mm512_add_epi32(_mm512_slli_epi32(dot, 7), acc[r * 2 + 1][v]);
+            __m512i dot = oct_dot_of(dots, terms, r, v);
             if (bits == 8) dot = _mm512_sub_epi32(dot, _mm512_set1_epi32(128 * sum));
             __m512 f = g ? _mm512_loadu_ps(s + 16 * v) : _mm512_setzero_ps();
             f = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dot), oct_widen_bf16(scales + 16 * v), f);
@@ -185,22 +212,16 @@ OCT_INLINE void oct_mix_channels(const oct_mix_args *a, oct_dot_page page, int b
                                  int queries, int nv, int i0, int c, int units,
                                  const oct_dot_prob *prob)
 {
-    const int per = bits == 4 ? 8 : 4;
     const int8_t *x[OCT_DOT_ROWS];
-    __m512i acc[OCT_DOT_ROWS][4];
-    for (int r = 0; r < queries * terms; r++) {
-        x[r] = prob[r / terms].code[r % terms];
-        for (int v = 0; v < nv; v++) acc[r][v] = _mm512_setzero_si512();
-    }
-    const uint8_t *line = page.codes + (size_t)c * 4;
-    for (int t = 0; t < units * OCT_UNIT_TOKENS; t += per, line += (size_t)a->d * 4)
-        oct_dot_line(acc, queries * terms, nv, bits, line, x, t);
+    _Alignas(64) int32_t dots[OCT_DOT_ROWS][64];
+    for (int r = 0; r < queries * terms; r++) x[r] = prob[r / terms].code[r % terms];
+    oct_dot_run(dots, queries * terms, nv, bits, page.codes + (size_t)c * 4, (size_t)a->d * 4, x,
+                units * OCT_UNIT_TOKENS);
     const int centre = bits == 4 ? 8 : 128;
     for (int r = 0; r < queries; r++) {
         float *o = a->o + (size_t)(i0 + r) * a->ldo + c;
         for (int v = 0; v < nv; v++) {
-            __m512i dot = acc[r * terms][v];
-            if (terms == 2) dot = _mm512_add_epi32(_mm512_slli_epi32(dot, 7), acc[r * 2 + 1][v]);
+            __m512i dot = oct_dot_of(dots, terms, r, v);
             dot = _mm512_sub_epi32(dot, _mm512_set1_epi32(centre * prob[r].sum));
             __m512 f = _mm512_loadu_ps(o + 16 * v);
             f = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dot), _mm512_set1_ps(prob[r].scale), f);

@@ -61,12 +61,17 @@ static inline void oct_place_k(uint32_t *out, const uint8_t *rows, int n)
             memcpy(&out[j * OCT_PAGE_TOKENS + r], rows + (size_t)(r * n + j) * 4, 4);
 }
 
-/* Four rows of d bytes to d dwords of four tokens. */
-static inline void oct_place_v(uint8_t *out, const uint8_t *rows, int d)
+/* Four rows of d bytes to d dwords of four tokens; nibbles: eight rows, the last four above. */
+OCT_INLINE void oct_place_v(uint8_t *out, const uint8_t *rows, int d, int bits)
 {
     for (int c = 0; c < d; c += 16) {
         __m128i r[4];
-        for (int j = 0; j < 4; j++) r[j] = _mm_loadu_si128((const __m128i *)(rows + j * d + c));
+        for (int j = 0; j < 4; j++) {
+            r[j] = _mm_loadu_si128((const __m128i *)(rows + j * d + c));
+            if (bits == 8) continue;
+            const __m128i above = _mm_loadu_si128((const __m128i *)(rows + (4 + j) * d + c));
+            r[j] = _mm_or_si128(r[j], _mm_slli_epi16(above, 4));
+        }
         const __m128i a = _mm_unpacklo_epi8(r[0], r[1]), b = _mm_unpacklo_epi8(r[2], r[3]);
         const __m128i e = _mm_unpackhi_epi8(r[0], r[1]), f = _mm_unpackhi_epi8(r[2], r[3]);
         __m128i *at = (__m128i *)(out + (size_t)c * 4);
@@ -99,12 +104,9 @@ OCT_INLINE void oct_place_unit(uint8_t *codes, uint8_t *rows, int d, int u, oct_
         return;
     }
     const int per = 32 / bits; /* tokens in a dword */
-    for (int r = 0; r < OCT_UNIT_TOKENS; r += per) {
-        uint8_t *four = rows + r * d;
-        if (bits == 4)
-            for (int i = 0; i < 4 * d; i++) four[i] = (uint8_t)(four[i] | four[4 * d + i] << 4);
-        oct_place_v(codes + (size_t)(u * OCT_UNIT_TOKENS + r) / (size_t)per * (size_t)d * 4, four, d);
-    }
+    for (int r = 0; r < OCT_UNIT_TOKENS; r += per)
+        oct_place_v(codes + (size_t)(u * OCT_UNIT_TOKENS + r) / (size_t)per * (size_t)d * 4,
+                    rows + r * d, d, bits);
 }
 
 /* One group of one row: its bytes from scale and zero; a scale of 0 (or a refused group) gives

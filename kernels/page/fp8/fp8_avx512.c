@@ -1,5 +1,5 @@
-/* fp8 page, AVX-512 column. The order of float steps is that of the scalar column; the templates are
- * page/codes_avx512.h (seal, decode). */
+/* fp8 page, AVX-512 column. The order of float steps is that of the scalar column; the templates
+ * are page/codes_avx512.h (seal, decode). */
 #include "kernels/page/codes_avx512.h"
 #include "kernels/page/generic.h"
 

@@ -1,5 +1,5 @@
-/* int4 page, AVX-512 column. The order of float steps is that of the scalar column; the templates are
- * page/codes_avx512.h (seal, decode) and page/dot_avx512.h (q8, q8x2). */
+/* int4 page, AVX-512 column. The order of float steps is that of the scalar column; the
+ * templates are page/codes_avx512.h (seal, decode) and page/dot_avx512.h (q8, q8x2). */
 #include "kernels/page/dot_avx512.h"
 
 static oct_kstatus seal(const oct_seal_args *a)
