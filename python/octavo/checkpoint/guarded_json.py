@@ -112,7 +112,7 @@ def _check_tree(value, path):
             if isinstance(node, dict):
                 below.extend(node.keys())
                 below.extend(node.values())
-            elif isinstance(node, list):
+            elif isinstance(node, list | tuple):
                 below.extend(node)
             elif isinstance(node, str) and not node.isascii():
                 _check_text(node, path)

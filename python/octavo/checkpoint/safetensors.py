@@ -1,4 +1,4 @@
-"""safetensors files and folders: our guard walks the header, the library validates, both must agree.
+"""safetensors files and folders: our guard walks, the library validates, and both must agree.
 
 The guard bounds time and memory before any parser runs, and turns each entry into a compact proven
 descriptor. Shards and `config.json` come from the same folder only, by bare names. Tensor bytes are
@@ -17,7 +17,7 @@ from .source import File, bare_name, fail
 from .tensors import Checkpoint, Tensor
 
 MAX_HEADER_BYTES = 100_000_000  # the format's own limit
-MAX_TENSORS = 1 << 17
+MAX_TENSORS = 1 << 16
 MAX_INDEX_ENTRIES = 1 << 18
 MAX_SHARDS = 4096
 MAX_RANK = 32
@@ -111,15 +111,12 @@ def _shards(folder):
     if "model.safetensors" in found:
         return {"model.safetensors": None}
     if found:
-        raise fail(
-            folder, "safetensors files", f"{len(found)} without an index", f"one, or {_INDEX}"
-        )
+        value = f"{len(found)} without an index"
+        raise fail(folder, "safetensors files", value, f"one file, or an {_INDEX}")
     pickles = sorted(p.name for pattern in _PICKLES for p in folder.glob(pattern))
     if pickles:
         value = f"only {pickles[0]!r}, a pickle that can run code when it is read"
-        raise fail(
-            folder, "weights", value, "safetensors files; convert it with the model's author"
-        )
+        raise fail(folder, "weights", value, "*.safetensors files, or a .gguf file given by name")
     raise fail(folder, "weights", "none", "*.safetensors files, or a .gguf file given by name")
 
 
@@ -233,9 +230,7 @@ def _object(pairs):
         bits *= n
     if bits % 8 or bits // 8 != offsets[1] - offsets[0]:
         value = f"{offsets} for {dtype} of shape {shape}"
-        refuse(
-            "data_offsets", value, f"a range of {bits / 8 if bits < 1 << 60 else bits // 8} bytes"
-        )
+        refuse("data_offsets", value, f"a range of exactly {bits} / 8 bytes, a whole number")
     return _Entry(dtype, tuple(shape), *offsets)
 
 
