@@ -22,6 +22,8 @@ MAX_PIECE = 1024
 MAX_PATTERN = 8192
 _NORMAL, _UNKNOWN, _CONTROL, _USER = 1, 2, 3, 4
 
+_NAMED = ("bos_token", "eos_token", "pad_token", "unk_token")
+
 BYTE_LEVEL, SENTENCEPIECE = "byte-level", "sentencepiece"
 
 # Control tokens that end a turn or a text in some family, whether or not the file says so.
@@ -160,15 +162,9 @@ def _sentencepiece_bpe(ids, texts, types, get, space, path):
             pairs += [(-scores[i], i, p) for p in found if p[0] in ids and p[1] in ids]
     pairs.sort(key=lambda item: item[:2])
     unknown = get("unknown_token_id", 0)
-    core = tokenizers.Tokenizer(
-        models.BPE(
-            ids,
-            [p for _, _, p in pairs],
-            unk_token=texts[unknown],
-            fuse_unk=True,
-            byte_fallback=True,
-        )
-    )
+    merges = [p for _, _, p in pairs]
+    options = {"unk_token": texts[unknown], "fuse_unk": True, "byte_fallback": True}
+    core = tokenizers.Tokenizer(models.BPE(ids, merges, **options))
     replace = normalizers.Replace(" ", "▁")
     start = [normalizers.Prepend("▁")] if space else []
     core.normalizer = normalizers.Sequence([*start, replace])
@@ -187,10 +183,8 @@ def from_folder(folder, metadata):
     path = folder / "tokenizer.json"
     if not path.exists():
         other = [n for n in ("tokenizer.model", "tiktoken.model") if (folder / n).exists()]
-        note = (
-            f"; {other[0]} alone is not read, save the tokenizer as tokenizer.json" if other else ""
-        )
-        raise UnsupportedError(f"{folder}: no tokenizer.json{note}")
+        note = f", and {other[0]} is not read" if other else ""
+        raise UnsupportedError(f"{folder}: no tokenizer.json{note}; save the tokenizer as that")
     text, spec = _read(path)
     style, space = _decoder_style(path, spec)
     core = _build(path, text)
@@ -201,16 +195,17 @@ def from_folder(folder, metadata):
     for token, i in core.get_vocab().items():
         texts[i] = token
     special = frozenset(i for i, t in added.items() if t.special)
+    # SentencePiece decoders also turn the word marks of added tokens into spaces.
+    literal = special if style == SENTENCEPIECE else frozenset(added)
     config = metadata.get("tokenizer_config", {})
-    names = {
-        n: _content(config.get(n)) for n in ("bos_token", "eos_token", "pad_token", "unk_token")
-    }
-    names = {n: t for n, t in names.items() if t is not None}
+    named = {n: _content(config.get(n)) for n in _NAMED}
+    names = {n: t for n, t in named.items() if t is not None}
     bos, ends = _ends_of_folder(core, names, metadata)
     prefix, suffix = _frame(core, config, bos)
     return Vocabulary(
-        core, style, texts, special, frozenset(added), bos, ends[0] if ends else None,
-        _ends(ends, texts, special), prefix, suffix, space, _folder_templates(folder, config), names,
+        core, style, texts, special, literal, bos, ends[0] if ends else None,
+        _ends(ends, texts, special), prefix, suffix, space,
+        templates=_folder_templates(folder, config), names=names,
     )  # fmt: skip
 
 
