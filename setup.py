@@ -112,8 +112,9 @@ shared = dict(
     extra_link_args=LINK,
     depends=[str(h.relative_to(ROOT)) for h in HEADERS],
 )
-core = [s for s in sources("csrc/core", "csrc/py", "kernels") if not s.endswith("py/probe.c")]
-probe = [*sources("kernels"), "csrc/py/probe.c"]
+kernels, binding = sources("kernels"), sources("csrc/py")
+probe = [*kernels, *[s for s in binding if Path(s).name.startswith("probe")]]
+core = [*kernels, *sources("csrc/core"), *[s for s in binding if s not in probe]]
 setup(
     ext_modules=[
         Extension("octavo._core", core, **shared),

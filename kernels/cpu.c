@@ -1,0 +1,59 @@
+/* cpu.c: what this processor and this operating system run.
+ *
+ * A level is a bundle. CPUID says that the instructions exist, XGETBV that the OS saves the
+ * registers they use; without the second, the first would end in an illegal instruction. */
+#include <string.h>
+
+#include "kernels/kernels.h"
+
+#if defined(__x86_64__) || defined(_M_X64)
+#include <cpuid.h>
+
+static uint64_t xgetbv0(void)
+{
+    uint32_t lo, hi;
+    __asm__ volatile("xgetbv" : "=a"(lo), "=d"(hi) : "c"(0));
+    return ((uint64_t)hi << 32) | lo;
+}
+
+oct_isa oct_cpu_isa(void)
+{
+    enum { YMM = 0x6, ZMM = 0xE6 }; /* XCR0: SSE and AVX; with opmask and both ZMM halves */
+    uint32_t a, b, c, d;
+    if (!__get_cpuid(1, &a, &b, &c, &d) || !(c & bit_OSXSAVE)) return OCT_SCALAR;
+    const uint64_t saved = xgetbv0();
+    const bool fma = (c & bit_FMA) && (c & bit_F16C) && (c & bit_AVX);
+    if (!__get_cpuid_count(7, 0, &a, &b, &c, &d)) return OCT_SCALAR;
+    if (!fma || !(b & bit_AVX2) || (saved & YMM) != YMM) return OCT_SCALAR;
+    const uint32_t need = bit_AVX512F | bit_AVX512BW | bit_AVX512DQ | bit_AVX512VL;
+    const bool wide = (b & need) == need && (c & bit_AVX512VNNI) && (saved & ZMM) == ZMM;
+    return wide ? OCT_AVX512 : OCT_AVX2;
+}
+
+const char *oct_cpu_name(void)
+{
+    static char name[49]; /* always the same bytes, so a race writes what is there already */
+    uint32_t words[12];
+    for (uint32_t i = 0; i < 3; i++)
+        if (!__get_cpuid(0x80000002u + i, &words[4 * i], &words[4 * i + 1], &words[4 * i + 2],
+                         &words[4 * i + 3]))
+            return "x86-64";
+    memcpy(name, words, sizeof words);
+    const char *p = name;
+    while (*p == ' ') p++;
+    return p;
+}
+
+#else
+
+oct_isa oct_cpu_isa(void)
+{
+    return OCT_SCALAR;
+}
+
+const char *oct_cpu_name(void)
+{
+    return "unknown";
+}
+
+#endif
