@@ -107,6 +107,13 @@ OCT_INLINE void fold_group(const strip *s, int r, int g, int o, const oct_act ac
     _mm256_store_ps(s->acc + r * 32 + o * 8, acc);
 }
 
+/* Keeps the compiler from carrying a group's broadcast inputs over the loop of channels: it would
+ * spill all of them to reload them one by one. */
+OCT_INLINE void forget_loads(void)
+{
+    __asm__ volatile("" ::: "memory");
+}
+
 OCT_INLINE __m256i madd(__m256i dot, __m256i w, int32_t pair)
 {
     return _mm256_add_epi32(dot, _mm256_madd_epi16(w, _mm256_set1_epi32(pair)));
@@ -121,6 +128,8 @@ OCT_INLINE void dot_stored(const strip *s, const int rows, const oct_act act)
         for (int o = 0; o < 4; o++) {
             const __m256i zero = zero_pairs(codes, o);
             __m256i dot[MR];
+            forget_loads();
+#pragma GCC unroll 4
             for (int r = 0; r < rows; r++) dot[r] = _mm256_setzero_si256();
 #pragma GCC unroll 4
             for (int i = 0; i < 4; i++) {
@@ -129,8 +138,10 @@ OCT_INLINE void dot_stored(const strip *s, const int rows, const oct_act act)
 #pragma GCC unroll 4
                 for (int p = 0; p < 4; p++)
 #pragma GCC unroll 4
-                    for (int r = 0; r < rows; r++)
-                        dot[r] = madd(dot[r], w[p], pairs[(size_t)r * s->pairs_ld + (size_t)(4 * i + p)]);
+                    for (int r = 0; r < rows; r++) {
+                        const int32_t *of_row = pairs + (size_t)r * s->pairs_ld;
+                        dot[r] = madd(dot[r], w[p], of_row[4 * i + p]);
+                    }
             }
 #pragma GCC unroll 4
             for (int r = 0; r < rows; r++) fold_group(s, r, g, o, act, dot[r]);
@@ -146,6 +157,7 @@ OCT_INLINE void dot_panel(const strip *s, const int rows, const oct_act act)
         for (int h = 0; h < 2; h++) {
             const int32_t *panel = s->panel + g * PANEL_PAIRS + h * PAIRS * HALF_N;
             __m256i dot[MR][2];
+            forget_loads();
 #pragma GCC unroll 4
             for (int r = 0; r < rows; r++) dot[r][0] = dot[r][1] = _mm256_setzero_si256();
 #pragma GCC unroll 4
