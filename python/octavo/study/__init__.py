@@ -1,0 +1,25 @@
+"""Measuring what a quantization choice costs: perplexity, divergence, and intervals for both.
+
+Nothing in `octavo` imports this package. Protocols are those of published tables; every result
+names its protocol, its base and the machine it ran on.
+"""
+
+from .divergence import LADDER, Divergence, Ladder, divergence, ladder
+from .perplexity import PROTOCOLS, Perplexity, perplexity
+from .stats import Interval, mean_interval, sealed_fraction
+from .table import Table
+
+__all__ = [
+    "LADDER",
+    "PROTOCOLS",
+    "Divergence",
+    "Interval",
+    "Ladder",
+    "Perplexity",
+    "Table",
+    "divergence",
+    "ladder",
+    "mean_interval",
+    "perplexity",
+    "sealed_fraction",
+]
