@@ -93,12 +93,12 @@ def test_tensors_are_found_as_written(small, mmap):
             assert not tensor.raw().flags.writeable
             with pytest.raises(ValueError):
                 tensor.raw().setflags(write=True)
-            assert tensor.raw().flags.owndata == (not mmap)
+            assert np.shares_memory(tensor.raw(), tensor.raw()) == mmap
 
 
 def test_wrong_questions_are_refused_by_name(small):
     with open_checkpoint(small) as checkpoint:
-        with pytest.raises(UnsupportedError, match="'q'.*Q8_0"):
+        with pytest.raises(UnsupportedError, match=r"'q'.*Q8_0"):
             checkpoint.tensors["q"].array()
         with pytest.raises(ValueError, match="step"):
             checkpoint.tensors["f"].dequantize(slice(0, 3, 2))
@@ -113,7 +113,7 @@ def test_closed_checkpoints_say_so_and_views_survive(small):
     checkpoint.close()
     checkpoint.close()
     assert "closed" in repr(checkpoint) and view[2, 31] == 95
-    with pytest.raises(ClosedError, match="small.gguf"):
+    with pytest.raises(ClosedError, match=r"small\.gguf"):
         tensor.raw()
     with pytest.raises(ClosedError):
         _ = checkpoint.identity

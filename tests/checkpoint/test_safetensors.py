@@ -42,7 +42,7 @@ def test_a_folder_and_its_file_read_alike(folder, mmap, name):
                 assert tensor.array().dtype == want.dtype
                 assert np.array_equal(tensor.array(), want)
                 assert np.array_equal(tensor.dequantize(), want.astype(np.float32))
-        with pytest.raises(UnsupportedError, match="'i'.*I64"):
+        with pytest.raises(UnsupportedError, match=r"'i'.*I64"):
             checkpoint.tensors["i"].dequantize()
 
 
