@@ -20,6 +20,8 @@ class CacheDiff:
     ----------
     base, other : str
         Schemes.
+    sealed : numpy.ndarray of bool, shape (pages,)
+        Pages that are sealed in `other` (open rows are not quantized).
     k_snr, v_snr : numpy.ndarray of float64, shape (layers, pages)
         Signal-to-noise in dB, 10 log10(sum x^2 / sum (x - y)^2); inf where nothing differs.
     k_max, v_max : numpy.ndarray of float64, shape (layers, pages)
@@ -28,6 +30,7 @@ class CacheDiff:
 
     base: str
     other: str
+    sealed: npt.NDArray[np.bool_]
     k_snr: npt.NDArray[np.float64]
     v_snr: npt.NDArray[np.float64]
     k_max: npt.NDArray[np.float64]
@@ -60,22 +63,24 @@ def diff(base: "Sequence", other: "Sequence") -> CacheDiff:
     if base._pool.shapes != other._pool.shapes:
         raise ValueError("diff: the two models have layers of different shapes")
     layers, pages = base.kv.layers, len(base.kv)
+    sealed = np.zeros(pages, np.bool_)
     snr, most = np.full((2, 2, layers, pages), np.nan)
     for s in (base, other):
         with s._use("diff"):
             s._settle("diff")
     for layer in range(layers):
         for page in range(pages):
-            for side, (x, y) in enumerate(_segments(base, other, layer, page)):
+            x_page, y_page = (open_page(s._pool, s._handle, layer, page) for s in (base, other))
+            sealed[page] = y_page.k.sealed
+            for side, name in enumerate(("k", "v")):
+                x, y = (_values(p, name) for p in (x_page, y_page))
                 snr[side, layer, page] = _snr(x, y)
                 most[side, layer, page] = np.abs(x - y).max(initial=0.0)
-    return CacheDiff(str(base.scheme), str(other.scheme), *snr, *most)
+    return CacheDiff(str(base.scheme), str(other.scheme), sealed, *snr, *most)
 
 
-def _segments(base, other, layer, page):
-    views = [open_page(s._pool, s._handle, layer, page) for s in (base, other)]
-    for side in ("k", "v"):
-        yield tuple(getattr(v, side).dequantize("model").astype(np.float64) for v in views)
+def _values(page, side):
+    return getattr(page, side).dequantize("model").astype(np.float64)
 
 
 def _snr(x, y):

@@ -261,28 +261,28 @@ class KVView:
         return checked_place(layer, index, self.layers, len(self))
 
     @contextmanager
-    def edit(self, layer: int, index: int) -> Iterator[PageView]:
+    def edit(self, layer: int, index: int) -> "Iterator[EditView]":
         """Open one sealed page for writing; a context manager.
 
-        Inside, ``page.k.codes`` and the other views may be written; nothing else may use the
-        sequence. If other sequences share the page it is copied first. Drop the views before the
-        block ends. From then on the sequence is marked as edited, and its pages are never shared
-        through the prefix index.
+        Inside, ``page.k.codes`` and the other views may be written, of `k` and `v` one at a time;
+        nothing else may use the LLM. If other sequences share the page it is copied first. Drop
+        the views before the block ends. From then on the sequence is marked as edited, and its
+        pages never enter the prefix index.
 
         Raises
         ------
-        UnsupportedError
+        ValueError
             If the page is still open.
         BufferError
-            At the end of the block, if views are still held.
+            If views of the page exist already, or at the end of the block, if views are still held.
         """
         s = self._sequence
         with s._use("kv.edit"):
             s._settle("kv.edit")
             layer, index = self._checked(layer, index)
-            s.edited = True
-            s._logits = None
             with edit_page(s._pool, s._handle, layer, index) as page:
+                s.edited = True
+                s._logits = None
                 yield page
 
     def bytes(self) -> "Ledger":
@@ -316,18 +316,52 @@ def open_page(pool: Pool, handle: int, layer: int, index: int) -> PageView:
     return PageView(layer, index, k, v)
 
 
+class EditView:
+    """One sealed page, writable: `k` and `v`, one of them at a time.
+
+    Looking at the other segment ends the first one's edit; `BufferError` if views of it are left.
+    """
+
+    def __init__(self, pool: Pool, handle: int, layer: int, index: int) -> None:
+        self.layer, self.index = layer, index
+        self._pool, self._handle = pool, handle
+        self._side, self._open = "", None
+        self._segment("k")
+
+    @property
+    def k(self) -> Segment:
+        """Keys, writable."""
+        return self._segment("k")
+
+    @property
+    def v(self) -> Segment:
+        """Values, writable."""
+        return self._segment("v")
+
+    def _segment(self, side: str) -> Segment:
+        if self._side != side:
+            self.close()
+            place = (self._handle, self.layer, self.index, side)
+            self._open = Segment(self._pool, *place, self._pool.core.edit(*place))
+            self._side = side
+        assert self._open is not None
+        return self._open
+
+    def close(self) -> None:
+        """End the edit; `BufferError` while writable views are left."""
+        if self._open is not None:
+            self._open.close()
+            self._open, self._side = None, ""
+
+
 @contextmanager
-def edit_page(pool: Pool, handle: int, layer: int, index: int) -> Iterator[PageView]:
+def edit_page(pool: Pool, handle: int, layer: int, index: int) -> Iterator[EditView]:
     """Hold one page for writing."""
-    opened: list[Segment] = []
+    view = EditView(pool, handle, layer, index)
     try:
-        for side in "kv":
-            core = pool.core.edit(handle, layer, index, side)
-            opened.append(Segment(pool, handle, layer, index, side, core))
-        yield PageView(layer, index, *opened)
+        yield view
     finally:
-        for segment in opened:
-            segment.close()
+        view.close()
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,6 @@ f32, and the load report says so.
 """
 
 import re
-import threading
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -107,7 +106,6 @@ class Packed:
         self.ids: dict[str, int] = {}
         self.report = LoadReport()
         self.users = 0
-        self.lock = threading.Lock()
         try:
             for use in _progress(spec.uses, progress):
                 self._add(use, checkpoint.tensors[use.tensor], scheme)
@@ -161,13 +159,15 @@ def add_tensor(core: Any, tensor: Any, held: str, use: TensorUse, grid: int | st
     return add_values(core, held, cast_values(values, held, use.role), use.row_map)
 
 
-def cast_values(
-    values: npt.NDArray[np.float32], held: str, what: str
-) -> npt.NDArray[np.generic]:
+def cast_values(values: npt.NDArray[np.float32], held: str, what: str) -> npt.NDArray[np.generic]:
     """Round float32 values to the elements of a float format; overflow is an error."""
     with np.errstate(over="ignore"):
         out = values.astype(_DTYPES[held])
-    if held != "f32" and not np.isfinite(out.astype(np.float32)).all() and np.isfinite(values).all():
+    if (
+        held != "f32"
+        and not np.isfinite(out.astype(np.float32)).all()
+        and np.isfinite(values).all()
+    ):
         top = float(np.abs(values).max())
         raise ValueError(f"{what}: a weight of magnitude {top:g} does not fit {held}; use 'f32'")
     return out

@@ -138,8 +138,11 @@ class SamplingParams:
         """Whether the model's own argmax decides, so that no logits need to leave the core."""
         untouched = self.presence_penalty == self.frequency_penalty == 0.0
         untouched = untouched and self.repetition_penalty == 1.0 and not self.min_tokens
-        return self.greedy and untouched and self.logprobs is None and not (
-            self.logit_bias or self.logits_processors
+        return (
+            self.greedy
+            and untouched
+            and self.logprobs is None
+            and not (self.logit_bias or self.logits_processors)
         )
 
     def __repr__(self) -> str:

@@ -160,7 +160,8 @@ def ranked(
 ) -> dict[int, Logprob]:
     """Make the dict that outputs hold from the top ids' log-probabilities, in order."""
     out = {
-        i: Logprob(value, at, piece(tokenizer, i)) for at, (i, value) in enumerate(values.items(), 1)
+        i: Logprob(value, at, piece(tokenizer, i))
+        for at, (i, value) in enumerate(values.items(), 1)
     }
     out[chosen] = Logprob(logprob, rank, piece(tokenizer, chosen))
     return out

@@ -47,7 +47,7 @@ class Sequence:
         self.reencoded_from: KVScheme | None = None
         self.edited = False
 
-    # ---- what it is ---------------------------------------------------------------------------
+    # ---- what it is ----------------------------------------------------------------------
 
     @property
     def tokens(self) -> npt.NDArray[np.int32]:
@@ -81,7 +81,7 @@ class Sequence:
 
         return KVView(self)
 
-    # ---- growing ------------------------------------------------------------------------------
+    # ---- growing -------------------------------------------------------------------------
 
     def append(self, ids: Any, *, all_logits: bool = False) -> npt.NDArray[np.float32] | None:
         """Run the model over more tokens.
@@ -137,6 +137,12 @@ class Sequence:
             self._pool.discard(old)
         return rows if all_logits else None
 
+    def _attach_prefix(self, ids: npt.NDArray[np.int32]) -> None:
+        """Take the pages of the longest indexed beginning of `ids`; the sequence is empty."""
+        if self._pool.prefix and not self._stepper.taps:
+            kept = self._pool.core.match(self._handle, ids)
+            self._tokens = ids[:kept].tolist()
+
     def _run(
         self, handle: int, feed: npt.NDArray[np.int32], skip: int, what: str
     ) -> npt.NDArray[np.float32]:
@@ -172,7 +178,7 @@ class Sequence:
     def _no_rows(self) -> npt.NDArray[np.float32]:
         return np.empty((0, self._llm.spec.vocab), np.float32)
 
-    # ---- logits -------------------------------------------------------------------------------
+    # ---- logits --------------------------------------------------------------------------
 
     @property
     def logits(self) -> npt.NDArray[np.float32]:
@@ -217,7 +223,7 @@ class Sequence:
         if self._pool.core.length(self._handle) < len(self._tokens):
             self._feed(np.empty(0, np.int32), what)
 
-    # ---- branching ----------------------------------------------------------------------------
+    # ---- branching -----------------------------------------------------------------------
 
     def fork(self, kv: "str | KVScheme | None" = None) -> "Sequence":
         """Return an independent sequence of the same history.
@@ -277,7 +283,7 @@ class Sequence:
 
         return diff(self, other)
 
-    # ---- ends ---------------------------------------------------------------------------------
+    # ---- ends ----------------------------------------------------------------------------
 
     @property
     def _stepper(self) -> Stepper:

@@ -56,13 +56,17 @@ class Stepper:
                 "variant() for a second thread"
             )
         try:
-            if self._closed:
-                raise ClosedError(f"{what}: the LLM was closed; nothing was done")
+            self.check_open(what)
             for pool in pools:
                 pool.sweep()
             yield
         finally:
             self._lock.release()
+
+    def check_open(self, what: str) -> None:
+        """Raise `ClosedError` once `close` was called."""
+        if self._closed:
+            raise ClosedError(f"{what}: the LLM was closed; nothing was done")
 
     def step(self, pool: Pool, items: Sequence[Item], *, quiet: bool = False, **wanted: Any) -> Any:
         """Run one step; see `_core.step`. The caller holds `use`."""
