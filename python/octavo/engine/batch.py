@@ -10,6 +10,7 @@ its whole history fits, at most one such at a time, and goes first until it adva
 preempted again before.
 """
 
+from bisect import bisect_right
 from collections import deque
 from collections.abc import Iterator
 from typing import Any
@@ -47,8 +48,14 @@ class Batch:
             self._refuse_hopeless(r)
 
     def _refuse_hopeless(self, r: Request) -> None:
+        """Refuse what can never fit; a completion without `max_tokens` goes as far as pages do."""
+        available = self.core.needs([], [])[1]
+        if r.params.max_tokens is None:
+            sizes = range(len(r.ids), len(r.ids) + r.limit + 1)
+            fitting = bisect_right(sizes, available, key=self.core.bytes_for)
+            r.limit = max(1, fitting - 1)
         total = len(r.ids) + r.limit
-        needed, available = self.core.bytes_for(total), self.core.needs([], [])[1]
+        needed = self.core.bytes_for(total)
         if needed > available:
             page = self.pool.page_bytes
             raise OutOfPages(

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from .kv import open_page
+from .pages import open_page
 
 if TYPE_CHECKING:
     from .sequence import Sequence

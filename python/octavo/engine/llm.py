@@ -1,30 +1,24 @@
 """`LLM`: a model on a paged, quantized cache, from Python.
 
 Builds what the other modules run: file and tokenizer (shared by variants), packed weights (shared
-by variants of one scheme), a program, and one page pool per KV scheme. The scheduling of `generate`
-is in `batch`, sequences are in `sequence`.
+by variants of one scheme), a program, and one page pool per KV scheme. Completing prompts is in
+`generation`, sequences are in `sequence`.
 """
 
-from collections.abc import Iterator
-from collections.abc import Sequence as SequenceABC
 from contextlib import suppress
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from octavo.errors import BusyError, NumericalError
+from octavo.errors import BusyError
 from octavo.scheme import DEFAULT_ACT, KVScheme, WeightScheme, parse_act
 
-from .batch import Batch
 from .capture import Taps
+from .generation import Generation
 from .ids import token_ids
 from .memory import default_budget, parse_bytes
-from .outputs import RequestOutput
-from .params import SamplingParams
 from .pool import Pool
-from .prompts import chat_prompts, checked_params, prompt_list
-from .request import Request
 from .sequence import Sequence
 from .shared import Shared
 from .stepper import Stepper
@@ -33,7 +27,7 @@ DEFAULT_ROWS = 512
 _ROWS_MOST = 1 << 16
 
 
-class LLM:
+class LLM(Generation):
     """A language model.
 
     Parameters
@@ -137,126 +131,6 @@ class LLM:
         shared.users += 1
         self._closed = False
 
-    # ---- text in, text out ---------------------------------------------------------------
-
-    def generate(
-        self,
-        prompts: Any,
-        sampling_params: SamplingParams | SequenceABC[SamplingParams] | None = None,
-        *,
-        use_tqdm: bool = False,
-    ) -> list[RequestOutput]:
-        """Complete prompts.
-
-        Parameters
-        ----------
-        prompts : str, list of str, list of int, list of lists of int
-            Or vLLM's dicts with "prompt" or "prompt_token_ids".
-        sampling_params : SamplingParams or a list of one per prompt, optional
-        use_tqdm : bool
-            Show a bar over requests.
-
-        Returns
-        -------
-        list of RequestOutput
-            In the order of the prompts; each equals what the prompt gives alone, bit for bit.
-
-        Raises
-        ------
-        ValueError
-            For a prompt that is empty or leaves no room in the context.
-        OutOfPages
-            For a request that can never fit, before any work.
-        NumericalError
-            After all others have finished, if a request's numbers were not finite; ``outputs`` of
-            the exception holds all results.
-        """
-        with self._stepper.use("generate", *self._pools.values()):
-            requests = self._requests(prompts, sampling_params)
-            batch = Batch(self._stepper, self._pool, requests)
-            with _bar(len(requests), not use_tqdm) as bar:
-                for _ in batch.run():
-                    bar.update(sum(r.output.finished for r in requests) - bar.n)
-        outputs = [r.output for r in requests]
-        _raise_failures(outputs)
-        return outputs
-
-    def stream(self, prompt: Any, sampling_params: SamplingParams | None = None) -> Iterator[str]:
-        """Yield a completion's text piece by piece, whole characters only.
-
-        The model may be used for other things between two pieces. Dropping the iterator gives its
-        pages back.
-        """
-        params = sampling_params or SamplingParams(max_tokens=None)
-        if isinstance(params, SamplingParams) and params.n != 1:
-            raise ValueError(f"stream: n is {params.n}; legal: 1")
-        with self._stepper.use("stream", *self._pools.values()):
-            requests = self._requests(prompt, params)
-            if len(requests) != 1:
-                raise ValueError(f"stream: {len(requests)} prompts; legal: one")
-            batch = Batch(self._stepper, self._pool, requests)
-        return self._pieces(batch, requests[0])
-
-    def _pieces(self, batch: Batch, request: Request) -> Iterator[str]:
-        steps, only = batch.run(), request.completions[0]
-        try:
-            while not only.done:
-                with self._stepper.use("stream", *self._pools.values()):
-                    next(steps, None)
-                if piece := only.fresh_text():
-                    yield piece
-        finally:
-            batch.close()
-        _raise_failures([request.output])
-
-    def chat(
-        self,
-        messages: Any,
-        sampling_params: SamplingParams | None = None,
-        *,
-        add_generation_prompt: bool = True,
-        **variables: Any,
-    ) -> list[RequestOutput]:
-        """Complete a conversation (or a list of them) in the checkpoint's own chat template.
-
-        Parameters
-        ----------
-        messages : list of dict
-            With "role" and "content".
-        sampling_params : SamplingParams, optional
-        add_generation_prompt : bool
-            End the prompt with the header of the assistant's turn.
-        **variables
-            More names for the template.
-        """
-        variables["add_generation_prompt"] = add_generation_prompt
-        return self.generate(chat_prompts(self.tokenizer, messages, variables), sampling_params)
-
-    def _requests(self, prompts: Any, params: Any) -> list[Request]:
-        found = prompt_list(self, prompts)
-        out = []
-        for i, ((text, ids), p) in enumerate(
-            zip(found, checked_params(params, len(found)), strict=True)
-        ):
-            if not len(ids):
-                raise ValueError(f"generate: prompt {i} is empty; legal: one token or more")
-            if len(ids) >= self.context:
-                raise ValueError(
-                    f"generate: prompt {i} has {len(ids)} tokens and the context is "
-                    f"{self.context}; legal: at most {self.context - 1}"
-                )
-            self._check_vocab(p)
-            out.append(Request(self, i, text, ids, p))
-        return out
-
-    def _check_vocab(self, p: SamplingParams) -> None:
-        for name in ("logit_bias", "stop_token_ids"):
-            for i in getattr(p, name) or ():
-                if i >= self.spec.vocab:
-                    raise ValueError(
-                        f"generate: {name} has id {i}; legal: 0 to {self.spec.vocab - 1}"
-                    )
-
     # ---- sequences and scores ------------------------------------------------------------
 
     def sequence(self) -> Sequence:
@@ -302,26 +176,17 @@ class LLM:
         self.check_length("score", len(ids))
         if len(ids) < 2:
             return np.empty(0, np.float32)
-        target = np.append(ids[1:], np.int32(-1))
-        pool = self._pool
+        pool, last = self._pool, len(ids) - 1
         with self._stepper.use("score", pool):
             handle = pool.core.open()
             try:
-                parts = [self._score_chunk(pool, handle, ids, target, at)
-                         for at in range(0, len(ids) - 1, self._max_rows)]  # fmt: skip
+                steps = self._stepper.feed(
+                    pool, handle, ids[:last], 0, "score",
+                    shown=self.progress, targets=ids[1:], quiet=True,
+                )  # fmt: skip
+                return np.concatenate([out["logprob"][0] for _, out in steps])
             finally:
                 pool.discard(handle)
-        return np.concatenate(parts)[: len(ids) - 1]
-
-    def _score_chunk(self, pool: Pool, handle: int, ids: Any, target: Any, at: int) -> Any:
-        chunk, want = ids[at : at + self._max_rows], target[at : at + self._max_rows]
-        out = self._stepper.step(pool, [(handle, chunk, 0)], targets=[want], quiet=True)
-        if not out["ok"][0]:
-            raise NumericalError(
-                f"score: keys, values or logits of tokens {at} to {at + len(chunk) - 1} are not "
-                "finite"
-            )
-        return out["logprob"][0]
 
     def _ids(self, what: str, prompt: Any) -> npt.NDArray[np.int32]:
         if isinstance(prompt, str):
@@ -478,20 +343,3 @@ def _check_count(name: str, value: Any, least: int, most: int) -> None:
         raise TypeError(f"LLM: {name} must be an int, not {type(value).__name__}")
     if not least <= value <= most:
         raise ValueError(f"LLM: {name} is {value}; legal: {least} to {most}")
-
-
-def _bar(total: int, hidden: bool) -> Any:
-    from tqdm.auto import tqdm
-
-    return tqdm(total=total, desc="generate", unit="request", disable=hidden)
-
-
-def _raise_failures(outputs: list[RequestOutput]) -> None:
-    """Raise the first request's error, with all results, once everything has finished."""
-    failed = [c.error for r in outputs for c in r.outputs if c.error is not None]
-    if failed:
-        error = NumericalError(
-            f"{failed[0]} ({len(failed)} completions failed, the others are in .outputs)"
-        )
-        error.outputs = outputs  # type: ignore[attr-defined]
-        raise error from failed[0]

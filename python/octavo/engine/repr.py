@@ -11,9 +11,10 @@ import numpy as np
 
 if TYPE_CHECKING:
     from .diff import CacheDiff
-    from .kv import Ledger, PageView
+    from .kv import Ledger
     from .llm import LLM
     from .outputs import RequestOutput
+    from .pages import PageView
 
 Row = Sequence[str]
 

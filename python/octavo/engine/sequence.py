@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from octavo.errors import ClosedError, NumericalError
+from octavo.errors import ClosedError
 from octavo.scheme import KVScheme
 
 from .ids import token_ids
@@ -120,7 +120,7 @@ class Sequence:
         feed = np.concatenate([np.array(pending, np.int32), new])
         if not len(feed):
             return self._no_rows() if all_logits else None
-        many = len(feed) > self._stepper.max_rows
+        many = len(feed) > self._stepper.max_rows or self._tight(len(feed))
         work = self._pool.core.fork(self._handle) if many else self._handle
         try:
             skip = len(pending) if all_logits else len(feed) - 1
@@ -137,6 +137,11 @@ class Sequence:
             self._pool.discard(old)
         return rows if all_logits else None
 
+    def _tight(self, count: int) -> bool:
+        """Whether pages are so short that one step may have to be cut in several."""
+        needed, available = self._pool.core.needs([self._handle], [count])
+        return needed > available
+
     def _attach_prefix(self, ids: npt.NDArray[np.int32]) -> None:
         """Take the pages of the longest indexed beginning of `ids`; the sequence is empty."""
         if self._pool.prefix and not self._stepper.taps:
@@ -147,26 +152,12 @@ class Sequence:
         self, handle: int, feed: npt.NDArray[np.int32], skip: int, what: str
     ) -> npt.NDArray[np.float32]:
         """Feed tokens in steps; return the logits after those from `skip` on."""
-        parts = []
-        for at in self._chunks(len(feed), what):
-            chunk = feed[at : at + self._stepper.max_rows]
-            first = min(len(chunk), max(0, skip - at))
-            out = self._stepper.step(self._pool, [(handle, chunk, first)], logits=True,
-                                     quiet=self.edited)  # fmt: skip
-            if not out["ok"][0]:
-                raise NumericalError(
-                    f"{what}: keys, values or logits of tokens {at} to {at + len(chunk) - 1} of "
-                    "this call are not finite. Nothing was changed."
-                )
-            parts.append(out["logits"][0])
+        steps = self._stepper.feed(
+            self._pool, handle, feed, skip, what,
+            shown=self._llm.progress, logits=True, quiet=self.edited,
+        )  # fmt: skip
+        parts = [out["logits"][0] for _, out in steps]
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
-
-    def _chunks(self, count: int, what: str) -> Any:
-        from tqdm.auto import tqdm
-
-        starts = range(0, count, self._stepper.max_rows)
-        quiet = len(starts) < 4 or not self._llm.progress
-        return tqdm(starts, desc=what, unit="step", leave=False, delay=1.0, disable=quiet)
 
     def _undo(self, work: int) -> None:
         """Give back a failed call's fork, or what a step added before an interrupt came."""

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from octavo import _core
-from octavo.errors import BusyError, ClosedError
+from octavo.errors import BusyError, ClosedError, NumericalError, OutOfPages
 from octavo.model import Program
 
 from .capture import Taps
@@ -83,7 +83,70 @@ class Stepper:
             arrays = arrays[len(wants) :]
         return out
 
+    def feed(
+        self,
+        pool: Pool,
+        handle: int,
+        ids: npt.NDArray[np.int32],
+        skip: int,
+        what: str,
+        *,
+        shown: bool = False,
+        **wanted: Any,
+    ) -> Iterator[tuple[int, dict[str, Any]]]:
+        """Feed tokens to one sequence in as few steps as rows and pages allow.
+
+        A step holds its own rows twice, open and sealed, until it ends; where that does not fit,
+        smaller steps do, with the same bits.
+
+        Parameters
+        ----------
+        skip : int
+            Results are wanted of tokens at and past this one.
+        what : str
+            Operation, for errors and the bar.
+
+        Yields
+        ------
+        (int, dict)
+            First token of the step, and what `_core.step` returned.
+
+        Raises
+        ------
+        NumericalError
+            If keys, values or logits are not finite.
+        """
+        at, rows = 0, self.max_rows
+        with _bar(what, len(ids), shown and len(ids) > 4 * rows) as bar:
+            while at < len(ids):
+                chunk = ids[at : at + rows]
+                first = min(len(chunk), max(0, skip - at))
+                args = dict(wanted)
+                if "targets" in wanted:
+                    args["targets"] = [wanted["targets"][at + first : at + len(chunk)]]
+                try:
+                    out = self.step(pool, [(handle, chunk, first)], **args)
+                except OutOfPages:
+                    if len(chunk) == 1:
+                        raise
+                    rows = len(chunk) // 2
+                    continue
+                if not out["ok"][0]:
+                    raise NumericalError(
+                        f"{what}: keys, values or logits of tokens {at} to {at + len(chunk) - 1} "
+                        "of this call are not finite. Nothing was changed."
+                    )
+                yield at, out
+                at += len(chunk)
+                bar.update(len(chunk))
+
     def close(self) -> None:
         """Free the program's scratch; idempotent."""
         self._closed = True
         self.core.close()
+
+
+def _bar(what: str, total: int, shown: bool) -> Any:
+    from tqdm.auto import tqdm
+
+    return tqdm(total=total, desc=what, unit="tok", leave=False, delay=1.0, disable=not shown)
