@@ -321,7 +321,7 @@ def _lockstep(
     out = []
     for llm, part, size in zip(llms, parts, sizes[1:], strict=True):
         columns = [np.concatenate(c) for c in zip(*part, strict=True)]
-        law = {"sinks": size.sinks, "recent": size.recent}
+        law = {"sinks": llm.kv.sink_pages, "recent": llm.kv.recent_pages}
         lengths = np.bincount(window_of)
         share = [sealed_fraction(int(n), **law) for n in lengths]
         out.append(
