@@ -142,7 +142,7 @@ oct_status oct_seq_match(oct_cache *, oct_seq, const int32_t *tokens, int64_t n,
  * what the budget has left (evictable included). For admission; promises nothing. */
 oct_status oct_cache_needs(oct_cache *, const oct_seq *, const int64_t *counts, int n,
                            size_t *needed, size_t *available);
-/* The same for n tokens in an empty cache: what can never fit. */
+/* The least that a sequence of so many tokens takes, fed token by token: what can never fit. */
 size_t oct_cache_bytes_for(const oct_cache *, int64_t tokens);
 
 typedef struct {
@@ -150,7 +150,7 @@ typedef struct {
     int64_t sealed_pages, cached_pages, open_units, sequences, pins, saturated;
     size_t page_bytes, unit_bytes; /* one sealed page, 16 open rows, over all layers */
 } oct_ledger;
-void oct_cache_ledger(oct_cache *, oct_ledger *out);
+oct_status oct_cache_ledger(oct_cache *, oct_ledger *out);
 /* One sequence's own: its sealed pages (shared ones too), open rows, tokens held sealed. */
 oct_status oct_seq_ledger(oct_cache *, oct_seq, oct_ledger *out);
 oct_status oct_cache_check(oct_cache *); /* every invariant; the text says which failed */

@@ -37,7 +37,7 @@ def read_json(path, *, limit_bytes, root=dict):
     try:
         if file.size > limit_bytes:
             raise fail(path, "size", f"{file.size} bytes", f"at most {limit_bytes} bytes")
-        data = file.copy(0, file.size).tobytes()
+        data = file.read(0, file.size)
     finally:
         file.close()
     return parse_json(data, path, root=root)
@@ -69,35 +69,32 @@ def parse_json(data, path, *, root=dict, pairs_hook=None):
     return value
 
 
-def refuse(what, value, legal):
-    """Stop a parse from within a pairs hook; `parse_json` adds the file's name."""
-    raise _Refused(what, value, legal)
-
-
 def _unique(pairs):
     out = dict(pairs)
     if len(out) != len(pairs):
         seen = set()
         twice = next(k for k, _ in pairs if k in seen or seen.add(k))
-        refuse("JSON key", f"{twice!r} twice", "each key once")
+        raise _Refused("JSON key", f"{twice!r} twice", "each key once")
     return out
 
 
 def _int(text):
     if len(text) > MAX_DIGITS:
-        refuse("JSON number", f"{text[:16]}... of {len(text)} digits", f"{MAX_DIGITS} digits")
+        raise _Refused(
+            "JSON number", f"{text[:16]}... of {len(text)} digits", f"{MAX_DIGITS} digits"
+        )
     return int(text)
 
 
 def _float(text):
     value = float(text) if len(text) <= 400 else math.inf
     if math.isinf(value):
-        refuse("JSON number", text[:40], "a finite double of at most 400 characters")
+        raise _Refused("JSON number", text[:40], "a finite double of at most 400 characters")
     return value
 
 
 def _constant(text):
-    refuse("JSON number", text, "finite numbers (NaN and Infinity are not JSON)")
+    raise _Refused("JSON number", text, "finite numbers (NaN and Infinity are not JSON)")
 
 
 def _check_tree(value, path):

@@ -12,18 +12,18 @@ import safetensors
 
 from octavo.errors import CheckpointError, UnsupportedError
 
-from .guarded_json import parse_json, read_json, refuse
+from .guarded_json import parse_json, read_json
 from .source import File, bare_name, fail
 from .tensors import Checkpoint, Tensor
 
-MAX_HEADER_BYTES = 100_000_000  # the format's own limit
+MAX_HEADER_BYTES = 32 << 20  # the format allows 10^8; this holds MAX_TENSORS long names
 MAX_TENSORS = 1 << 16
 MAX_INDEX_ENTRIES = 1 << 18
 MAX_SHARDS = 4096
 MAX_RANK = 32
 MAX_NAME = 1024
 CONFIG_BYTES = 16 << 20
-INDEX_BYTES = 64 << 20
+INDEX_BYTES = 32 << 20
 
 _BITS = {
     "BOOL": 8, "U8": 8, "I8": 8, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "F8_E4M3FNUZ": 8,
@@ -42,6 +42,14 @@ class _Entry(NamedTuple):
     shape: tuple
     begin: int
     end: int
+
+
+class _Bad(NamedTuple):
+    """An entry that breaks a rule, kept until its name is known."""
+
+    what: str
+    value: object
+    legal: str
 
 
 def open_safetensors(path, *, mmap=True):
@@ -181,13 +189,13 @@ def _header_bytes(file):
     path = file.path
     if file.size < 10:
         raise fail(path, "size", f"{file.size} bytes", "at least 10 bytes: a length and '{}'")
-    count = int.from_bytes(file.copy(0, 8).tobytes(), "little")
+    count = int.from_bytes(file.read(0, 8), "little")
     most = min(MAX_HEADER_BYTES, file.size - 8)
     if not 2 <= count <= most:
         raise fail(path, "header length", count, f"2 to {most} bytes in this file", 0)
-    if file.copy(8, 1)[0] != ord("{"):
-        raise fail(path, "header", file.copy(8, 1).tobytes(), "JSON that starts with '{'", 8)
-    raw = file.copy(8, count).tobytes()
+    if file.read(8, 1) != b"{":
+        raise fail(path, "header", file.read(8, 1), "JSON that starts with '{'", 8)
+    raw = file.read(8, count)
     # Every tensor needs its own object, so braces bound the work before any parsing.
     if raw.count(b"{") > MAX_TENSORS + 2:
         value = f"{raw.count(b'{')} JSON objects"
@@ -204,6 +212,8 @@ def _parse(path, raw):
             raise fail(path, "header key", f"{name!r} twice", "each name once")
         if name == "__metadata__":
             extra = _string_map(path, value)
+        elif isinstance(value, _Bad):
+            raise fail(path, f"{value.what} of tensor {name!r:.200}", value.value, value.legal)
         elif not isinstance(value, _Entry):
             raise fail(path, f"entry {name!r}", value, "{dtype, shape, data_offsets}")
         elif not 0 < len(name) <= MAX_NAME or "\0" in name:
@@ -214,23 +224,23 @@ def _parse(path, raw):
 
 
 def _object(pairs):
-    """Turn an entry into `_Entry`; leave any other object as its list of pairs."""
+    """Turn an entry into `_Entry` or `_Bad`; leave any other object as its list of pairs."""
     if len(pairs) != 3 or {k for k, _ in pairs} != _ENTRY_KEYS:
         return pairs
     entry = dict(pairs)
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     if not isinstance(dtype, str) or dtype not in _BITS:
-        refuse("dtype", dtype, ", ".join(_BITS))
+        return _Bad("dtype", dtype, ", ".join(_BITS))
     if not _sizes(shape) or len(shape) > MAX_RANK:
-        refuse("shape", shape, f"a list of at most {MAX_RANK} integers from 0 to 2^63-1")
+        return _Bad("shape", shape, f"a list of at most {MAX_RANK} integers from 0 to 2^63-1")
     if not _sizes(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
-        refuse("data_offsets", offsets, "[begin, end] with 0 <= begin <= end")
+        return _Bad("data_offsets", offsets, "[begin, end] with 0 <= begin <= end")
     bits = _BITS[dtype]
     for n in shape:
         bits *= n
     if bits % 8 or bits // 8 != offsets[1] - offsets[0]:
         value = f"{offsets} for {dtype} of shape {shape}"
-        refuse("data_offsets", value, f"a range of exactly {bits} / 8 bytes, a whole number")
+        return _Bad("data_offsets", value, f"a range of {bits} / 8 bytes, a whole number")
     return _Entry(dtype, tuple(shape), *offsets)
 
 

@@ -111,6 +111,17 @@ class File:
         out.setflags(write=False)
         return out
 
+    def read(self, offset, nbytes):
+        """Return `nbytes` bytes from `offset` as bytes, held once."""
+        self._check(offset, nbytes)
+        out = os.pread(self._fd, nbytes, offset)
+        while len(out) < nbytes:  # a signal or a network mount may cut a read short
+            more = os.pread(self._fd, nbytes - len(out), offset + len(out))
+            if not more:
+                raise fail(self.path, "end of file", offset + len(out), f"{nbytes} bytes more")
+            out += more
+        return out
+
     def read_into(self, buffer, offset):
         """Fill a writable memoryview of bytes from `offset`; a short file is `CheckpointError`."""
         done = 0

@@ -17,7 +17,7 @@ from octavo.errors import CheckpointError, UnsupportedError
 
 from .pre_tokenizers import is_explosive, pre_tokenizer
 
-TOKENIZER_BYTES = 128 << 20
+TOKENIZER_BYTES = 64 << 20
 MAX_PIECE = 1024
 MAX_PATTERN = 8192
 _NORMAL, _UNKNOWN, _CONTROL, _USER = 1, 2, 3, 4
@@ -214,7 +214,7 @@ def _read(path):
     try:
         if file.size > TOKENIZER_BYTES:
             raise fail(path, "size", file.size, f"at most {TOKENIZER_BYTES} bytes")
-        data = file.copy(0, file.size).tobytes()
+        data = file.read(0, file.size)
     finally:
         file.close()
     spec = parse_json(data, path)
@@ -339,7 +339,7 @@ def _folder_templates(folder, config):
     if path.exists():
         file = File(path, mmap=False)
         try:
-            raw = file.copy(0, min(file.size, 1 << 20)).tobytes()
+            raw = file.read(0, min(file.size, 1 << 20))
         finally:
             file.close()
         found["default"] = raw.decode("utf-8", "replace")

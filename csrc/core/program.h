@@ -1,0 +1,46 @@
+/* program.h: a validated flat list of ops, with the memory that a step of it needs.
+ *
+ * Everything a step indexes is checked when the program is opened: operands, widths against the
+ * matrices' shapes, aliasing, order. Below, asserts only. */
+#ifndef OCT_CORE_PROGRAM_H
+#define OCT_CORE_PROGRAM_H
+
+#include "csrc/core/cache.h"
+#include "csrc/core/weights.h"
+
+#define OCT_HEAD_ROWS 64 /* rows of logits that are held at once */
+
+typedef struct {
+    int dim;
+    bool half_split;
+    float mscale;
+    double *freq; /* [dim/2] */
+    float *cs;    /* [max_rows][dim], of the step's positions */
+} oct_rope;
+
+struct oct_program {
+    oct_weights *w;
+    oct_runtime *rt;
+    oct_act act;
+    int max_rows, vocab, head_rows;
+
+    oct_op_desc *ops;
+    int n_ops;
+    int *widths;
+    float **buffer; /* [n_buffers] of [max_rows][width] */
+    int n_buffers;
+    oct_rope *ropes;
+    int n_ropes;
+
+    float *normed;    /* [max_rows][widest input of a product] */
+    float *gate, *up; /* [max_rows][widest gated mlp] */
+    oct_rows rows;    /* quantized inputs, capacity max_rows x widest input */
+    float *logits;    /* [head_rows][vocab] */
+    float *lse;       /* [head_rows] */
+    int32_t *ids;     /* [head_rows] */
+    int64_t *positions;
+    oct_attend_scratch *attend;
+    _Atomic bool busy;
+};
+
+#endif

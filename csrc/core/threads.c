@@ -1,0 +1,308 @@
+#include "csrc/core/threads.h"
+
+#include <pthread.h>
+#include <sched.h> /* sched_getaffinity, sched_yield */
+#include <stdatomic.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+#include <unistd.h> /* getpid */
+
+#include "csrc/core/mem.h"
+
+#if defined(__x86_64__)
+#include <xmmintrin.h>
+#define RELAX() _mm_pause()
+typedef unsigned int fp_word;
+static fp_word fp_enter(void)
+{
+    const fp_word old = _mm_getcsr();
+    _mm_setcsr(0x1F80); /* all exceptions masked, nearest, no FTZ, no DAZ */
+    return old;
+}
+static void fp_leave(fp_word old)
+{
+    _mm_setcsr(old);
+}
+#else
+#define RELAX() ((void)0)
+typedef int fp_word;
+static fp_word fp_enter(void)
+{
+    return 0;
+}
+static void fp_leave(fp_word old)
+{
+    (void)old;
+}
+#endif
+
+#define SPIN_NS 50000
+#define POLL_NS 30000000
+
+/* epoch is odd while a loop is open. A worker announces itself in `inside` before it looks again at
+ * epoch; the caller closes the loop before it looks at `inside`. With sequentially consistent
+ * accesses one of them sees the other, so the fields below are never read while they change. */
+struct oct_pool {
+    _Atomic uint64_t epoch;
+    _Alignas(64) _Atomic size_t next;
+    _Alignas(64) _Atomic int inside;
+    _Alignas(64) _Atomic int sleepers;
+    _Atomic bool cancel, stop;
+    size_t n, grain;
+    oct_task_fn fn;
+    void *ctx;
+
+    int threads, started; /* started: workers that exist, lanes 1..started */
+    pthread_t worker[OCT_MAX_THREADS];
+    struct oct_lane_start {
+        oct_pool *pool;
+        int lane;
+    } start[OCT_MAX_THREADS];
+    pthread_mutex_t sleep_lock, owner;
+    pthread_cond_t wake;
+    pid_t pid;
+
+    int (*poll)(void *); /* of the step that owns the pool */
+    void *poll_arg;
+    int64_t polled_ns;
+    fp_word host_fp;
+};
+
+static int64_t now_ns(void)
+{
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (int64_t)t.tv_sec * 1000000000 + t.tv_nsec;
+}
+
+static void claim(oct_pool *p, int lane)
+{
+    for (;;) {
+        if (atomic_load_explicit(&p->cancel, memory_order_relaxed)) return;
+        const size_t lo = atomic_fetch_add_explicit(&p->next, p->grain, memory_order_relaxed);
+        if (lo >= p->n) return;
+        const size_t hi = p->n - lo < p->grain ? p->n : lo + p->grain;
+        p->fn(p->ctx, lo, hi, lane);
+        if (lane == 0 && p->poll && now_ns() - p->polled_ns > POLL_NS) {
+            if (p->poll(p->poll_arg)) atomic_store(&p->cancel, true);
+            p->polled_ns = now_ns();
+        }
+    }
+}
+
+static void sleep_until_not(oct_pool *p, uint64_t seen)
+{
+    pthread_mutex_lock(&p->sleep_lock);
+    atomic_fetch_add(&p->sleepers, 1);
+    while (atomic_load(&p->epoch) == seen && !atomic_load(&p->stop))
+        pthread_cond_wait(&p->wake, &p->sleep_lock);
+    atomic_fetch_sub(&p->sleepers, 1);
+    pthread_mutex_unlock(&p->sleep_lock);
+}
+
+static void *work(void *arg)
+{
+    struct oct_lane_start *s = arg;
+    oct_pool *p = s->pool;
+    uint64_t seen = 0;
+    fp_enter();
+    while (!atomic_load(&p->stop)) {
+        const uint64_t e = atomic_load(&p->epoch);
+        if (e != seen && (e & 1)) {
+            atomic_fetch_add(&p->inside, 1);
+            if (atomic_load(&p->epoch) == e) claim(p, s->lane);
+            atomic_fetch_sub(&p->inside, 1);
+            seen = e;
+            continue;
+        }
+        const int64_t until = now_ns() + SPIN_NS;
+        while (atomic_load(&p->epoch) == e && now_ns() < until)
+            for (int i = 0; i < 32; i++) RELAX();
+        if (atomic_load(&p->epoch) == e) sleep_until_not(p, e);
+    }
+    return NULL;
+}
+
+static void wake_all(oct_pool *p)
+{
+    if (atomic_load(&p->sleepers) == 0) return;
+    pthread_mutex_lock(&p->sleep_lock);
+    pthread_cond_broadcast(&p->wake);
+    pthread_mutex_unlock(&p->sleep_lock);
+}
+
+void oct_parallel(oct_pool *p, size_t n, size_t grain, oct_task_fn fn, void *ctx)
+{
+    if (n == 0) return;
+    p->n = n;
+    p->grain = grain ? grain : 1;
+    p->fn = fn;
+    p->ctx = ctx;
+    atomic_store_explicit(&p->next, 0, memory_order_relaxed);
+    if (p->started == 0 || n <= p->grain) {
+        claim(p, 0);
+        return;
+    }
+    atomic_fetch_add(&p->epoch, 1);
+    wake_all(p);
+    claim(p, 0);
+    atomic_fetch_add(&p->epoch, 1);
+    for (int spins = 0; atomic_load(&p->inside) != 0; spins++) {
+        RELAX();
+        if (spins > 20000) sched_yield(); /* a neighbour may hold the core that the worker needs */
+    }
+}
+
+/* Fewer lanes than asked for give the same bits, so a thread that cannot start is not an error. */
+static void start_workers(oct_pool *p)
+{
+    p->started = 0;
+    for (int lane = 1; lane < p->threads; lane++) {
+        p->start[lane] = (struct oct_lane_start){p, lane};
+        if (!oct_thread_start(&p->worker[lane], work, &p->start[lane])) break;
+        p->started = lane;
+        oct_mem_note(OCT_TAG_THREADS, 0, 1);
+    }
+}
+
+static void init_fresh(oct_pool *p)
+{
+    atomic_store(&p->epoch, 0);
+    atomic_store(&p->inside, 0);
+    atomic_store(&p->sleepers, 0);
+    atomic_store(&p->cancel, false);
+    pthread_mutex_init(&p->sleep_lock, NULL);
+    pthread_mutex_init(&p->owner, NULL);
+    pthread_cond_init(&p->wake, NULL);
+    p->pid = getpid();
+    start_workers(p);
+}
+
+oct_status oct_pool_open(oct_pool **out, int threads)
+{
+    *out = NULL;
+    oct_pool *p = oct_zalloc(OCT_TAG_THREADS, 1, sizeof *p);
+    if (!p) return oct_fail_memory("runtime", "the thread pool");
+    p->threads = threads;
+    init_fresh(p);
+    *out = p;
+    return OCT_OK;
+}
+
+static void stop_workers(oct_pool *p)
+{
+    pthread_mutex_lock(&p->sleep_lock);
+    atomic_store(&p->stop, true);
+    pthread_cond_broadcast(&p->wake);
+    pthread_mutex_unlock(&p->sleep_lock);
+    for (int lane = 1; lane <= p->started; lane++) pthread_join(p->worker[lane], NULL);
+    oct_mem_note(OCT_TAG_THREADS, 0, -p->started);
+    p->started = 0;
+    atomic_store(&p->stop, false);
+}
+
+void oct_pool_close(oct_pool **pool)
+{
+    oct_pool *p = *pool;
+    *pool = NULL;
+    if (!p) return;
+    if (p->pid == getpid()) { /* in a forked child there are no workers to join */
+        stop_workers(p);
+        pthread_mutex_destroy(&p->sleep_lock);
+        pthread_mutex_destroy(&p->owner);
+        pthread_cond_destroy(&p->wake);
+    }
+    oct_mem_note(OCT_TAG_THREADS, 0, -p->started);
+    oct_free(p);
+}
+
+void oct_pool_resize(oct_pool *p, int threads)
+{
+    stop_workers(p);
+    p->threads = threads;
+    start_workers(p);
+}
+
+int oct_pool_threads(const oct_pool *p)
+{
+    return p->threads;
+}
+
+void oct_pool_enter(oct_pool *p, int (*poll)(void *), void *poll_arg)
+{
+    if (p->pid != getpid()) { /* forked: the workers and whoever held the locks are gone */
+        oct_mem_note(OCT_TAG_THREADS, 0, -p->started);
+        init_fresh(p);
+    }
+    pthread_mutex_lock(&p->owner);
+    atomic_store(&p->cancel, false);
+    p->poll = poll;
+    p->poll_arg = poll_arg;
+    p->polled_ns = now_ns();
+    p->host_fp = fp_enter();
+}
+
+bool oct_pool_cancelled(const oct_pool *p)
+{
+    return atomic_load(&((oct_pool *)(uintptr_t)p)->cancel);
+}
+
+void oct_pool_leave(oct_pool *p)
+{
+    fp_leave(p->host_fp);
+    p->poll = NULL;
+    pthread_mutex_unlock(&p->owner);
+}
+
+/* ---- how many threads ------------------------------------------------------------------------ */
+
+static int cgroup_quota(void)
+{
+    /* cgroup v2 shows this process's own limit at the mount point inside a container; v1 likewise. */
+    long long quota = -1, period = 0;
+    FILE *f = fopen("/sys/fs/cgroup/cpu.max", "re");
+    if (f) {
+        if (fscanf(f, "%lld %lld", &quota, &period) != 2) quota = -1; /* "max 100000" */
+        fclose(f);
+    } else if ((f = fopen("/sys/fs/cgroup/cpu/cpu.cfs_quota_us", "re"))) {
+        if (fscanf(f, "%lld", &quota) != 1) quota = -1;
+        fclose(f);
+        f = fopen("/sys/fs/cgroup/cpu/cpu.cfs_period_us", "re");
+        if (f && fscanf(f, "%lld", &period) != 1) period = 0;
+        if (f) fclose(f);
+    }
+    if (quota <= 0 || period <= 0) return OCT_MAX_THREADS;
+    return quota / period < 1 ? 1 : (int)(quota / period);
+}
+
+static int sibling_first(int cpu)
+{
+    char path[96];
+    snprintf(path, sizeof path, "/sys/devices/system/cpu/cpu%d/topology/thread_siblings_list", cpu);
+    FILE *f = fopen(path, "re");
+    int first = cpu;
+    if (f) {
+        if (fscanf(f, "%d", &first) != 1) first = cpu;
+        fclose(f);
+    }
+    return first;
+}
+
+int oct_default_threads(void)
+{
+#ifdef __linux__
+    cpu_set_t set, cores;
+    CPU_ZERO(&cores);
+    if (sched_getaffinity(0, sizeof set, &set) == 0) {
+        for (int c = 0; c < CPU_SETSIZE; c++)
+            if (CPU_ISSET(c, &set)) CPU_SET(sibling_first(c) % CPU_SETSIZE, &cores);
+        const int own = CPU_COUNT(&cores), quota = cgroup_quota();
+        const int best = own < quota ? own : quota;
+        return best < 1 ? 1 : best > OCT_MAX_THREADS ? OCT_MAX_THREADS : best;
+    }
+#endif
+    const long n = sysconf(_SC_NPROCESSORS_ONLN);
+    return n < 1 ? 1 : n > OCT_MAX_THREADS ? OCT_MAX_THREADS : (int)n;
+}
