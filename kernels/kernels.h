@@ -326,7 +326,8 @@ typedef struct {
 } oct_hadamard_args;
 
 /* Rows to a stored type, RNE; y [m][ldy] elements of `type` (OCT_F32, F16, BF16). bad[i] = first
- * column whose input is non-finite or too large for a page (see oct_seal_args), -1 if none. */
+ * column whose rounded value is non-finite or too large for a page (see oct_seal_args), -1 if none;
+ * any such element: OCT_K_NONFINITE, all the same written. */
 typedef struct {
     const float *x;
     size_t ldx;
@@ -350,7 +351,8 @@ typedef struct {
     size_t lds;
 } oct_scores_f32_args; /* [lo, hi): queries */
 
-/* o[i][c] = fma(w_t, v[t][c], o[i][c]), t ascending below max(visible), w_t = p[i][t] (* scale[t]). */
+/* o[i][c] = fma(w_t, v[t][c], o[i][c]), t ascending below visible[i], w_t = p[i][t] (* scale[t]).
+ * Nothing of v past max(visible) and of p past visible[i] is read. */
 typedef struct {
     const float *p; /* [nq][ldp] */
     size_t ldp;
@@ -363,7 +365,8 @@ typedef struct {
 } oct_mix_f32_args;
 
 /* One chunk's softmax in place: m = max s; p = exp(s - m); l = reduce(p). n a multiple of 16; -inf
- * gives p = 0; an all -inf row gives p = 0, m = -inf, l = 0. NaN anywhere makes m and l NaN. */
+ * gives p = 0; an all -inf row gives p = 0, m = -inf, l = 0. NaN anywhere makes m and l NaN. m is
+ * never -0. */
 typedef struct {
     float *s; /* [m][lds] in and out */
     size_t lds;
@@ -390,7 +393,7 @@ typedef struct {
 } oct_argmax_args;
 
 /* lse[i] = max + log(reduce(exp(x - max))), the log in float64, rounded once. NaN or +inf in a row
- * gives NaN and OCT_K_NONFINITE. */
+ * gives NaN and OCT_K_NONFINITE; a row of -inf gives -inf. */
 typedef struct {
     const float *x;
     size_t ldx;
@@ -398,7 +401,7 @@ typedef struct {
     float *lse; /* [m] */
 } oct_lse_args;
 
-/* The `count` largest of each row, descending, ties to the lower index; NaN is below -inf. */
+/* The `count` <= n largest of each row, descending, ties to the lower index; NaN is below -inf. */
 typedef struct {
     const float *x;
     size_t ldx;
@@ -407,7 +410,9 @@ typedef struct {
     float *value;   /* [m][count] */
 } oct_topk_args;
 
-/* KL(base || other) per row over softmax of both, in float64: sum p (log p - log q). */
+/* KL(base || other) per row over softmax of both, in float64: sum p (log p - log q). Equal rows
+ * give exactly 0; p = 0 adds nothing; q = 0 alone gives +inf. NaN, +inf or no finite logit in either row
+ * gives NaN and OCT_K_NONFINITE. op/kl/kl_scalar.c has the order of operations. */
 typedef struct {
     const float *base, *other; /* [m][ld] */
     size_t ld;
@@ -417,7 +422,8 @@ typedef struct {
 
 /* One token per row: temperature, then top_k, top_p, min_p in this order, then inverse CDF in
  * descending order of probability (ties to the lower id) with the uniform u[i] in [0, 1).
- * temperature 0 = argmax. top_k 0 = off, top_p 1 = off, min_p 0 = off. */
+ * temperature 0 = argmax. top_k 0 = off, top_p 1 = off, min_p 0 = off. op/sample/sample.h has the
+ * exact definition: probabilities are integers, so no sum depends on an order. */
 typedef struct {
     const float *x; /* [m][ldx] */
     size_t ldx;
@@ -425,8 +431,8 @@ typedef struct {
     float temperature, top_p, min_p;
     int top_k;
     const double *u; /* [m] */
-    int32_t *token;  /* [m]; -1 if no finite logit is left */
-    void *work;      /* n * 16 bytes per row in flight: calls own rows one by one */
+    int32_t *token;  /* [m]; -1 if every logit is NaN or -inf */
+    void *work;      /* n * 16 bytes, 4-byte aligned, private to the call (rows go one by one) */
 } oct_sample_args;
 
 #define OCT_OP(name, scalar, avx2, avx512, cuda) \

@@ -62,7 +62,7 @@ static oct_status new_sequence(oct_cache *c, const char *operation, size_t entri
 
 oct_status oct_seq_open(oct_cache *c, oct_seq *out)
 {
-    oct_sequence *s;
+    oct_sequence *s = NULL;
     *out = 0;
     oct_status status = oct_cache_take(c, "open");
     if (status) return status;
@@ -74,7 +74,7 @@ oct_status oct_seq_open(oct_cache *c, oct_seq *out)
 
 oct_status oct_seq_length(oct_cache *c, oct_seq seq, int64_t *tokens)
 {
-    oct_sequence *s;
+    oct_sequence *s = NULL;
     const oct_status status = take(c, "length", seq, &s);
     if (status) return status;
     *tokens = s->length;
@@ -111,7 +111,7 @@ static oct_status check_pins(const oct_cache *c, const char *operation, const oc
 
 oct_status oct_seq_close(oct_cache *c, oct_seq seq, bool force)
 {
-    oct_sequence *s;
+    oct_sequence *s = NULL;
     oct_status status = oct_cache_take(c, "close");
     if (status) return status;
     status = oct_seq_find(c, "close", seq, &s);
@@ -172,7 +172,7 @@ static oct_status fork_taken(oct_cache *c, oct_sequence *s, oct_seq *out)
 
 oct_status oct_seq_fork(oct_cache *c, oct_seq seq, oct_seq *out)
 {
-    oct_sequence *s;
+    oct_sequence *s = NULL;
     *out = 0;
     oct_status status = take(c, "fork", seq, &s);
     if (status) return status;
@@ -240,7 +240,7 @@ static oct_status truncate_taken(oct_cache *c, oct_sequence *s, int64_t n, int64
 
 oct_status oct_seq_truncate(oct_cache *c, oct_seq seq, int64_t n, int64_t *kept)
 {
-    oct_sequence *s;
+    oct_sequence *s = NULL;
     oct_status status = take(c, "truncate", seq, &s);
     if (status) return status;
     status = truncate_taken(c, s, n, kept);
@@ -253,7 +253,7 @@ oct_status oct_seq_truncate(oct_cache *c, oct_seq seq, int64_t n, int64_t *kept)
 oct_status oct_seq_match(oct_cache *c, oct_seq seq, const int32_t *tokens, int64_t n, uint64_t salt,
                          int64_t *matched)
 {
-    oct_sequence *s;
+    oct_sequence *s = NULL;
     oct_status status = take(c, "match", seq, &s);
     if (status) return status;
     *matched = 0;
@@ -312,7 +312,7 @@ oct_status oct_cache_drop_prefix(oct_cache *c)
 
 oct_status oct_seq_ledger(oct_cache *c, oct_seq seq, oct_ledger *out)
 {
-    oct_sequence *s;
+    oct_sequence *s = NULL;
     const oct_status status = take(c, "ledger", seq, &s);
     if (status) return status;
     *out = (oct_ledger){.budget = c->budget, .page_bytes = c->page_bytes, .sequences = 1};
@@ -336,7 +336,7 @@ oct_status oct_cache_needs(oct_cache *c, const oct_seq *seqs, const int64_t *cou
     if (status) return status;
     *needed = 0;
     for (int i = 0; !status && i < n; i++) {
-        oct_sequence *s;
+        oct_sequence *s = NULL;
         status = oct_seq_find(c, "needs", seqs[i], &s);
         if (!status && counts[i] < 0)
             status = oct_fail(OCT_E_VALUE, "needs: count is %lld", (long long)counts[i]);

@@ -203,7 +203,7 @@ size_t oct_weights_bytes(const oct_weights *w)
 
 oct_status oct_weights_info(const oct_weights *w, int id, oct_matrix_info *out)
 {
-    const oct_stored_matrix *m;
+    const oct_stored_matrix *m = NULL;
     const oct_status status = matrix_at(w, "info", id, &m);
     if (status) return status;
     const oct_weight_traits *t = &oct_weight_traits_of[m->format];
@@ -217,7 +217,7 @@ oct_status oct_weights_info(const oct_weights *w, int id, oct_matrix_info *out)
 oct_status oct_weights_unpack(const oct_weights *w, int id, uint8_t *codes, uint16_t *scales,
                               uint8_t *zeros, uint16_t *mins, void *values)
 {
-    const oct_stored_matrix *m;
+    const oct_stored_matrix *m = NULL;
     const oct_status status = matrix_at(w, "unpack", id, &m);
     if (status) return status;
     const oct_unpack_args args = {&m->m, codes, scales, zeros, mins, values};
@@ -228,7 +228,7 @@ oct_status oct_weights_unpack(const oct_weights *w, int id, uint8_t *codes, uint
 
 oct_status oct_weights_rows(const oct_weights *w, int id, const int32_t *rows, int64_t m, float *y)
 {
-    const oct_stored_matrix *s;
+    const oct_stored_matrix *s = NULL;
     const oct_status status = matrix_at(w, "rows", id, &s);
     if (status) return status;
     if (m > INT_MAX) return oct_fail(OCT_E_VALUE, "rows: %lld rows are too many", (long long)m);
@@ -322,7 +322,7 @@ static void quantize_rows(void *ctx, size_t lo, size_t hi, int lane)
 oct_status oct_linear(oct_weights *w, int id, const char *act_name, const float *x, int64_t m,
                       float *y)
 {
-    const oct_stored_matrix *s;
+    const oct_stored_matrix *s = NULL;
     const int act = oct_act_by_name(act_name);
     oct_status status = matrix_at(w, "linear", id, &s);
     if (status) return status;

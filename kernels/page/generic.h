@@ -8,6 +8,12 @@
 oct_kstatus oct_page_generic_scores(const oct_scores_args *, void *lane);
 oct_kstatus oct_page_generic_mix(const oct_mix_args *, void *lane);
 
+/* The same for formats whose value is code * scale and whose block begins with the scales
+ * [d/G][64]: with one group per row, `codes` decodes the bare codes and the scale is applied once
+ * per token, after the chain (docs/formats.md, A4); with more groups this is the generic slot. */
+oct_kstatus oct_page_scaled_scores(const oct_scores_args *, oct_decode_fn codes, void *lane);
+oct_kstatus oct_page_scaled_mix(const oct_mix_args *, oct_decode_fn codes, void *lane);
+
 /* The most tokens that any of the queries sees: how much of the page there is to read. */
 static inline int oct_visible_max(const int *visible, int nq)
 {

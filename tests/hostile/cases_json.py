@@ -33,8 +33,10 @@ def J2(d):
     with open(path / "config.json", "wb") as f:
         f.truncate(1 << 30)
     yield Case("config of 1 GB", lambda: open_and_touch(path))
-    for value in (b"9" * 400, b"-" + b"9" * 400, b"9" * 5000, b"1e999", b"-1e999", b"NaN",
-                  b"Infinity", b"-Infinity", b'"\\ud800"', b"0" * 400 + b"1", b"1." + b"9" * 10_000):  # fmt: skip
+    for value in (
+        b"9" * 400, b"-" + b"9" * 400, b"9" * 5000, b"1e999", b"-1e999", b"NaN", b"Infinity",
+        b"-Infinity", b'"\\ud800"', b"0" * 400 + b"1", b"1." + b"9" * 10_000,
+    ):  # fmt: skip
         yield config(d, f"number {value[:12]} {len(value)}", b'{"a": ' + value + b"}")
     yield config(d, "key twice", b'{"a": 1, "a": 1}')
     yield config(d, "a list", b"[]")
@@ -72,13 +74,16 @@ def J3(d):
     yield index(d, "two shards", {"a": two[0], "b": two[1]}, two, legal=True)
     yield index(d, "tensor of the other shard", {"a": two[1], "b": two[0]}, two)
     yield index(d, "tensor in no shard", {"a": two[0], "b": two[1], "c": two[1]}, two)
-    yield index(d, "shard has more than the index", {"a": two[0]}, two[:1], legal=True)
-    path, _ = folder(d, "same", raw({"a": F32}))
-    for name in two:
-        (path / name).write_bytes(raw({"a": F32, "b": F32 | {"data_offsets": [8, 16]}}, b"\0" * 16))
-    data = json.dumps({"weight_map": {"a": two[0], "b": two[1]}})
-    (path / "model.safetensors.index.json").write_text(data)
-    yield Case("a tensor in two shards", lambda: open_and_touch(path))
+    both = {"a": F32, "b": F32 | {"data_offsets": [8, 16]}}
+    for name, mapping in {
+        "shard has more than the index": {"a": two[0]},
+        "a tensor in two shards": {"a": two[0], "b": two[1]},
+    }.items():
+        path, _ = folder(d, name, raw({"a": F32}))
+        for shard in two:
+            (path / shard).write_bytes(raw(both, b"\0" * 16))
+        (path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": mapping}))
+        yield Case(name, lambda p=path: open_and_touch(p))
 
 
 def spec(**model):
@@ -166,18 +171,25 @@ def J5(d):
     yield tokenizer(d, "10 MB of one byte, 8,192 fit", spec(), within, also=("ValueError",))
 
 
+def _grow(start, step, end=""):
+    """Sixty rounds of a step that makes `n.x` larger."""
+    rounds = f"{{% for a in range(60) %}}{step}{{% endfor %}}"
+    return f"{{% set n=namespace(x={start}) %}}{rounds}{end}"
+
+
+_LOOP = "{% for a in range(100000) %}"
+_END = "{% endfor %}"
 TEMPLATES = {
-    "nested loops": "{% for a in range(100000) %}{% for b in range(100000) %}{% endfor %}{% endfor %}",
+    "nested loops": _LOOP + _LOOP + _END + _END,
     "range of 10^12": "{% for a in range(10**12) %}{% endfor %}",
-    "doubling by ~": "{% set n=namespace(x='a') %}{% for a in range(60) %}{% set n.x=n.x~n.x %}{% endfor %}",
-    "doubling by +": "{% set n=namespace(x='a') %}{% for a in range(60) %}{% set n.x=n.x+n.x %}{% endfor %}",
-    "doubling by a block": "{% set n=namespace(x='a') %}{% for a in range(60) %}{% set t %}{{n.x}}{{n.x}}"
-    "{% endset %}{% set n.x=t %}{% endfor %}",
-    "doubling by a list": "{% set n=namespace(x=['a']) %}{% for a in range(60) %}{% set n.x=[n.x,n.x] %}"
-    "{% endfor %}{{ n.x|tojson }}",
-    "doubling by a dict": "{% set n=namespace(x={}) %}{% for a in range(60) %}"
-    "{% set n.x=dict(a=n.x,b=n.x) %}{% endfor %}{{ n.x }}",
-    "squaring": "{% set n=namespace(x=3) %}{% for a in range(60) %}{% set n.x=n.x*n.x %}{% endfor %}",
+    "doubling by ~": _grow("'a'", "{% set n.x = n.x ~ n.x %}"),
+    "doubling by +": _grow("'a'", "{% set n.x = n.x + n.x %}"),
+    "doubling by a block": _grow(
+        "'a'", "{% set t %}{{ n.x }}{{ n.x }}{% endset %}{% set n.x = t %}"
+    ),
+    "doubling by a list": _grow("['a']", "{% set n.x = [n.x, n.x] %}", "{{ n.x|tojson }}"),
+    "doubling by a dict": _grow("{}", "{% set n.x = dict(a=n.x, b=n.x) %}", "{{ n.x }}"),
+    "squaring": _grow("3", "{% set n.x = n.x * n.x %}"),
     "repeat": "{{ 'a' * 10**12 }}",
     "repeat a list": "{{ [1] * 10**9 }}",
     "ljust": "{{ 'a'.ljust(10**12) }}",
@@ -193,10 +205,10 @@ TEMPLATES = {
     "str.join": "{{ ('x'*100000).join(['a']*100000) }}",
     "expandtabs": "{{ ('\t'*100000).expandtabs(100000) }}",
     "to_bytes": "{{ (5).to_bytes(1000000000,'big') }}",
-    "long text in a loop": "{% set x %}{% for i in range(100000) %}" + "z" * 100_000
-    + "{% endfor %}{% endset %}{{ x }}",
+    "long text in a loop": "{% set x %}" + _LOOP + "z" * 100_000 + _END + "{% endset %}{{ x }}",
     "recursive macro": "{% macro f(n) %}{{ f(n) }}{{ f(n) }}{% endmacro %}{{ f(1) }}",
-    "branching macro": "{% macro f(n) %}{% if n %}{{ f(n-1) }}{{ f(n-1) }}{% endif %}{% endmacro %}{{ f(60) }}",
+    "branching macro": "{% macro f(n) %}{% if n %}{{ f(n-1) }}{{ f(n-1) }}{% endif %}{% endmacro %}"
+    "{{ f(60) }}",
     "recursive loop": "{% for x in [1] recursive %}{{ loop([1]) }}{% endfor %}",
     "class": "{{ ''.__class__.__mro__[1].__subclasses__() }}",
     "globals": "{{ cycler.__init__.__globals__.os.popen('id') }}",

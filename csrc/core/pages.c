@@ -1,0 +1,474 @@
+/* pages.c: pages as the host sees them: what is stored where, decoded copies, pins, edits, and the
+ * user's own rows (append and attend without a model). */
+#include <string.h>
+
+#include "csrc/core/cache.h"
+#include "csrc/core/mem.h"
+#include "kernels/num.h"
+
+/* ---- looking --------------------------------------------------------------------------------- */
+
+typedef struct {
+    oct_sequence *seq;
+    const oct_layer *l;
+    const oct_side *s;
+    const oct_entry *e;
+    int layer, side, tokens;
+    bool sealed;
+} place;
+
+static oct_status find_page(oct_cache *c, const char *operation, oct_seq seq, int layer,
+                            int64_t index, oct_segment segment, place *out)
+{
+    oct_sequence *s = NULL;
+    const oct_status status = oct_seq_find(c, operation, seq, &s);
+    if (status) return status;
+    if (layer < 0 || layer >= c->layers)
+        return oct_fail(OCT_E_VALUE, "%s: layer is %d, the cache has %d", operation, layer, c->layers);
+    const int64_t pages = (s->length + P - 1) / P;
+    if (index < 0 || index >= pages)
+        return oct_fail(OCT_E_VALUE, "%s: page index is %lld, the sequence has %lld pages", operation,
+                        (long long)index, (long long)pages);
+    const int side = segment == OCT_SEGMENT_K ? 0 : 1;
+    const int64_t left = s->length - index * P;
+    *out = (place){s, &c->layer[layer], &c->layer[layer].side[side], &s->table[index], layer, side,
+                   left < P ? (int)left : P, s->table[index].page >= 0};
+    return OCT_OK;
+}
+
+static void describe_part(const oct_part *p, oct_part_info *out)
+{
+    *out = (oct_part_info){
+        .name = p->name,
+        .dtype = oct_dtype_name(p->dtype),
+        .offset = p->offset,
+        .ndim = p->ndim,
+        .split = p->split,
+        .split_axis = p->split_axis,
+        .rows = p->rows,
+        .cols = p->cols,
+        .bias = p->bias,
+    };
+    memcpy(out->shape, p->shape, sizeof out->shape);
+    memcpy(out->axes, p->axes, sizeof out->axes);
+}
+
+oct_status oct_page_at(oct_cache *c, oct_seq seq, int layer, int64_t index, oct_segment segment,
+                       oct_page_info *out)
+{
+    place at;
+    oct_status status = oct_cache_take(c, "page");
+    if (status) return status;
+    status = find_page(c, "page", seq, layer, index, segment, &at);
+    if (!status) {
+        const oct_page_id format = at.sealed ? at.s->format : at.s->open_format;
+        *out = (oct_page_info){
+            .format = oct_page_traits_of[format].name,
+            .sealed = at.sealed,
+            .tokens = at.tokens,
+            .width = at.s->width,
+            .kv_heads = at.l->kv_heads,
+            .head_stride = at.l->head_bytes,
+        };
+        if (at.sealed) {
+            oct_page_layout layout;
+            c->rt->kernels.page[format].layout(at.s->width, at.side ? OCT_ROLE_V : OCT_ROLE_K,
+                                               &layout);
+            out->group = layout.group;
+            out->parts = layout.parts;
+            for (int i = 0; i < layout.parts; i++) describe_part(&layout.part[i], &out->part[i]);
+            out->data = (const uint8_t *)oct_sealed_block(c, layer, at.e->page, 0, at.side);
+            out->page = (uint64_t)at.e->page;
+            out->generation = c->page[at.e->page].generation;
+        }
+    }
+    oct_cache_drop(c);
+    return status;
+}
+
+/* Float32 [tokens][width] of one head, as stored. lane: OCT_LANE_BYTES. */
+static void decode_head(const oct_cache *c, const place *at, int head, float *out, float *lane)
+{
+    const size_t d = (size_t)at->s->width;
+    const oct_page_id format = at->sealed ? at->s->format : at->s->open_format;
+    const oct_decode_args args = {
+        at->sealed ? oct_sealed_block(c, at->layer, at->e->page, head, at->side)
+                   : oct_open_block(c, at->layer, at->e->slot, head, at->side),
+        at->sealed ? at->s->unit_bytes : c->unit_bytes,
+        at->s->width,
+        at->tokens,
+        at->side ? OCT_ROLE_V : OCT_ROLE_K,
+        lane,
+    };
+    c->rt->kernels.page[format].decode(&args);
+    for (size_t t = 0; t < (size_t)at->tokens; t++)
+        for (size_t ch = 0; ch < d; ch++)
+            out[t * d + ch] = at->side ? lane[t * d + ch] : lane[ch * P + t];
+}
+
+static void undo_transform(const oct_cache *c, const oct_side *s, float *rows, int n)
+{
+    const size_t d = (size_t)s->width;
+    const oct_hadamard_args args = {rows, d, 1, s->width, s->transform.block, s->transform.signs,
+                                    true, rows, d};
+    if (s->transform.on) c->rt->kernels.op.hadamard(&args, 0, (size_t)n);
+}
+
+static void decode_page(const oct_cache *c, const place *at, bool model_basis, float *out, void *lane)
+{
+    for (int h = 0; h < at->l->kv_heads; h++) {
+        float *rows = out + (size_t)h * (size_t)at->tokens * (size_t)at->s->width;
+        decode_head(c, at, h, rows, lane);
+        if (model_basis) undo_transform(c, at->s, rows, at->tokens);
+    }
+}
+
+oct_status oct_page_decode(oct_cache *c, oct_seq seq, int layer, int64_t index, oct_segment segment,
+                           bool model_basis, float *out)
+{
+    place at;
+    oct_status status = oct_cache_take(c, "decode");
+    if (status) return status;
+    status = find_page(c, "decode", seq, layer, index, segment, &at);
+    void *lane = status ? NULL : oct_alloc(OCT_TAG_SCRATCH, 1, OCT_LANE_BYTES);
+    if (!status && !lane) status = oct_fail_memory("decode", "its scratch");
+    if (!status) decode_page(c, &at, model_basis, out, lane);
+    oct_free(lane);
+    oct_cache_drop(c);
+    return status;
+}
+
+/* ---- pins ------------------------------------------------------------------------------------ */
+
+oct_status oct_page_pin(oct_cache *c, uint64_t page, uint64_t generation)
+{
+    oct_status status = oct_cache_take(c, "view");
+    if (status) return status;
+    if (page >= (uint64_t)c->pages || c->page[page].generation != generation ||
+        c->page[page].state == PAGE_FREE || c->page[page].state == PAGE_RESERVED)
+        status = oct_fail(OCT_E_STALE, "view: page %llu was given back since; ask the sequence for it "
+                          "again", (unsigned long long)page);
+    else if (atomic_load(&c->pins[page]) == INT32_MAX)
+        status = oct_fail(OCT_E_VALUE, "view: page %llu has 2^31-1 views", (unsigned long long)page);
+    if (!status) {
+        atomic_fetch_add(&c->pins[page], 1);
+        atomic_fetch_add(&c->pinned, 1);
+    }
+    oct_cache_drop(c);
+    return status;
+}
+
+void oct_page_unpin(oct_cache *c, uint64_t page)
+{
+    atomic_fetch_sub(&c->pins[page], 1);
+    atomic_fetch_sub(&c->pinned, 1);
+}
+
+/* ---- edits ----------------------------------------------------------------------------------- */
+
+static void copy_page(oct_cache *c, int32_t from, int32_t to)
+{
+    for (int l = 0; l < c->layers; l++) {
+        const oct_layer *y = &c->layer[l];
+        memcpy(y->base + (size_t)to * y->stride, y->base + (size_t)from * y->stride, y->stride);
+    }
+}
+
+static oct_status edit_taken(oct_cache *c, oct_seq seq, int64_t index)
+{
+    place at;
+    oct_status status = find_page(c, "edit", seq, 0, index, OCT_SEGMENT_K, &at);
+    if (status) return status;
+    if (at.seq->editing >= 0)
+        return oct_fail(OCT_E_BUSY, "edit: page %d of the sequence is being edited", at.seq->editing);
+    if (!at.sealed)
+        return oct_fail(OCT_E_VALUE, "edit: page %lld is open; only sealed pages are edited",
+                        (long long)index);
+    oct_entry *e = &at.seq->table[index];
+    const bool shared = c->page[e->page].refs > 1 || c->page[e->page].node >= 0;
+    if (!shared && atomic_load(&c->pins[e->page]) > 0)
+        return oct_fail(OCT_E_PINNED, "edit: page %lld has %u views; delete them first",
+                        (long long)index, atomic_load(&c->pins[e->page]));
+    if (shared) {
+        status = oct_pool_make_room(c, "edit", c->page_bytes);
+        if (!status) status = oct_pool_reserve_tables(c, "edit", 1, 0);
+        if (status) return status;
+        const int32_t own = oct_page_take(c);
+        copy_page(c, e->page, own);
+        oct_page_publish(c, own);
+        oct_page_let_go(c, e->page);
+        *e = (oct_entry){own, e->slot, -1};
+    }
+    at.seq->edited = true;
+    at.seq->feed = false;
+    at.seq->editing = (int32_t)index;
+    return OCT_OK;
+}
+
+oct_status oct_page_edit(oct_cache *c, oct_seq seq, int64_t index)
+{
+    oct_status status = oct_cache_take(c, "edit");
+    if (status) return status;
+    status = edit_taken(c, seq, index);
+    oct_cache_drop(c);
+    return status;
+}
+
+oct_status oct_page_edit_end(oct_cache *c, oct_seq seq)
+{
+    oct_sequence *s = NULL;
+    oct_status status = oct_cache_take(c, "edit");
+    if (status) return status;
+    status = oct_seq_find(c, "edit", seq, &s);
+    if (!status) s->editing = -1;
+    oct_cache_drop(c);
+    return status;
+}
+
+/* ---- the user's own rows ---------------------------------------------------------------------- */
+
+typedef struct {
+    oct_cache *c;
+    oct_part_of_step *part;
+    int layer;
+    float *k, *v; /* private copies: the transform writes in place */
+} store_job;
+
+static void store_rows(void *ctx, size_t lo, size_t hi, int lane)
+{
+    const store_job *j = ctx;
+    const oct_layer *l = &j->c->layer[j->layer];
+    void *scratch = j->c->rt->lanes[lane];
+    oct_rows_store(j->c, j->part, 1, j->layer, OCT_SEGMENT_K, j->k,
+                   (size_t)l->kv_heads * (size_t)l->side[0].width, (int64_t)lo, (int64_t)hi, scratch);
+    oct_rows_store(j->c, j->part, 1, j->layer, OCT_SEGMENT_V, j->v,
+                   (size_t)l->kv_heads * (size_t)l->side[1].width, (int64_t)lo, (int64_t)hi, scratch);
+}
+
+static void append_layers(oct_cache *c, oct_part_of_step *part, const oct_rows_desc *d,
+                          store_job *job, oct_attend_scratch *scratch)
+{
+    const float *k = d->k, *v = d->v, *q = d->q;
+    float *out = d->out;
+    for (int i = 0; i < c->layers; i++) {
+        const oct_layer *l = &c->layer[i];
+        const size_t n = (size_t)d->n, heads = (size_t)d->heads;
+        const size_t dk = (size_t)l->side[0].width, dv = (size_t)l->side[1].width;
+        const size_t kn = n * (size_t)l->kv_heads * dk, vn = n * (size_t)l->kv_heads * dv;
+        memcpy(job->k, k, kn * sizeof *k);
+        memcpy(job->v, v, vn * sizeof *v);
+        job->layer = i;
+        oct_parallel(c->rt->pool, n, 16, store_rows, job);
+        oct_rows_seal(c, part, 1, i);
+        k += kn;
+        v += vn;
+        if (!q) continue;
+        const oct_attend_args args = {
+            .cache = c, .part = part, .parts = 1, .layer = i, .heads = d->heads, .scale = d->scale,
+            .q = q, .ldq = heads * dk, .out = out, .ldo = heads * dv, .rows = d->n,
+            .scratch = scratch,
+        };
+        oct_attend_run(&args);
+        q += n * heads * dk;
+        out += n * heads * dv;
+    }
+}
+
+static oct_status check_heads(const oct_cache *c, const char *operation, int lo, int hi, int heads)
+{
+    for (int i = lo; i < hi; i++)
+        if (heads < 1 || heads > 65536 || heads % c->layer[i].kv_heads)
+            return oct_fail(OCT_E_VALUE, "%s: %d heads are no multiple of layer %d's %d kv_heads",
+                            operation, heads, i, c->layer[i].kv_heads);
+    return OCT_OK;
+}
+
+static size_t widest_rows(const oct_cache *c, int side)
+{
+    size_t most = 0;
+    for (int i = 0; i < c->layers; i++) {
+        const size_t w = (size_t)c->layer[i].kv_heads * (size_t)c->layer[i].side[side].width;
+        most = w > most ? w : most;
+    }
+    return most;
+}
+
+static oct_status append_taken(oct_cache *c, oct_seq seq, const oct_rows_desc *d)
+{
+    oct_part_of_step part = {.n = (int32_t)d->n};
+    store_job job = {c, &part, 0, NULL, NULL};
+    oct_attend_scratch *scratch = NULL;
+    oct_status status = oct_seq_find(c, "append", seq, &part.seq);
+    if (status) return status;
+    if (part.seq->editing >= 0)
+        return oct_fail(OCT_E_BUSY, "append: page %d is being edited", part.seq->editing);
+    part.start = part.seq->length;
+    job.k = oct_alloc(OCT_TAG_SCRATCH, (size_t)d->n, widest_rows(c, 0) * sizeof(float));
+    job.v = oct_alloc(OCT_TAG_SCRATCH, (size_t)d->n, widest_rows(c, 1) * sizeof(float));
+    if (!job.k || !job.v) status = oct_fail_memory("append", "a copy of the rows");
+    if (!status && d->q)
+        status = oct_attend_fit(&scratch, c, "append", d->n, d->heads, part.start + d->n);
+    if (!status) status = oct_step_reserve(c, "append", &part, 1);
+    if (!status) {
+        oct_pool_enter(c->rt->pool, NULL, NULL);
+        append_layers(c, &part, d, &job, scratch);
+        oct_pool_leave(c->rt->pool);
+        oct_step_commit(c, &part, 1);
+        if (atomic_load(&part.bad))
+            status = oct_fail(OCT_E_NUMERIC, "append: k or v holds a value that is not finite or too "
+                              "large for a page (|x| >= 2^56). Nothing was changed.");
+    }
+    oct_free(job.k);
+    oct_free(job.v);
+    oct_attend_free(scratch);
+    return status;
+}
+
+oct_status oct_cache_append(oct_cache *c, oct_seq seq, const oct_rows_desc *d)
+{
+    if (d->n < 1 || d->n > 1 << 20)
+        return oct_fail(OCT_E_VALUE, "append: %lld rows, legal are 1 to %d", (long long)d->n, 1 << 20);
+    oct_status status = d->q ? check_heads(c, "append", 0, c->layers, d->heads) : OCT_OK;
+    if (!status) status = oct_cache_take(c, "append");
+    if (status) return status;
+    status = append_taken(c, seq, d);
+    oct_cache_drop(c);
+    return status;
+}
+
+static oct_status attend_taken(oct_cache *c, oct_seq seq, int layer, const float *q, int64_t m,
+                               int heads, float scale, float *out)
+{
+    oct_part_of_step part = {.n = (int32_t)m};
+    oct_attend_scratch *scratch = NULL;
+    oct_status status = oct_seq_find(c, "attend", seq, &part.seq);
+    if (status) return status;
+    part.start = part.seq->length;
+    status = oct_attend_fit(&scratch, c, "attend", m, heads, part.start);
+    if (!status) {
+        const oct_layer *l = &c->layer[layer];
+        const oct_attend_args args = {
+            .cache = c, .part = &part, .parts = 1, .layer = layer, .heads = heads, .scale = scale,
+            .after = true, .q = q, .ldq = (size_t)heads * (size_t)l->side[0].width, .out = out,
+            .ldo = (size_t)heads * (size_t)l->side[1].width, .rows = m, .scratch = scratch,
+        };
+        oct_pool_enter(c->rt->pool, NULL, NULL);
+        oct_attend_run(&args);
+        oct_pool_leave(c->rt->pool);
+    }
+    oct_attend_free(scratch);
+    return status;
+}
+
+oct_status oct_cache_attend(oct_cache *c, oct_seq seq, int layer, const float *q, int64_t m, int heads,
+                            float scale, float *out)
+{
+    if (layer < 0 || layer >= c->layers)
+        return oct_fail(OCT_E_VALUE, "attend: layer is %d, the cache has %d", layer, c->layers);
+    if (m < 1 || m > 1 << 16)
+        return oct_fail(OCT_E_VALUE, "attend: %lld queries, legal are 1 to %d", (long long)m, 1 << 16);
+    oct_status status = check_heads(c, "attend", layer, layer + 1, heads);
+    if (!status) status = oct_cache_take(c, "attend");
+    if (status) return status;
+    status = attend_taken(c, seq, layer, q, m, heads, scale, out);
+    oct_cache_drop(c);
+    return status;
+}
+
+/* ---- re-encoding ----------------------------------------------------------------------------- */
+
+static oct_status same_shape(const oct_cache *a, const oct_cache *b)
+{
+    bool same = a->layers == b->layers && a->rt == b->rt;
+    for (int l = 0; same && l < a->layers; l++)
+        same = a->layer[l].kv_heads == b->layer[l].kv_heads &&
+               a->layer[l].side[0].width == b->layer[l].side[0].width &&
+               a->layer[l].side[1].width == b->layer[l].side[1].width;
+    return same ? OCT_OK : oct_fail(OCT_E_VALUE, "reencode: the caches differ in layers, heads or "
+                                    "widths, or in runtime");
+}
+
+/* Page `index` of `from`, layer by layer: decode, undo the source's transform, round to the target's
+ * row type, transform, store. The rounding happens twice (before and after the transform), so that
+ * a bf16 history gives the bytes that running in the target's scheme gives. */
+static void feed_page(oct_cache *from, const place *page, oct_part_of_step *part, oct_cache *to,
+                      int layer, int64_t index, float *rows, float *heads, void *lane)
+{
+    for (int side = 0; side < 2; side++) {
+        place at = *page;
+        at.l = &from->layer[layer];
+        at.s = &at.l->side[side];
+        at.layer = layer;
+        at.side = side;
+        decode_page(from, &at, true, heads, lane);
+        const oct_side *s = &to->layer[layer].side[side];
+        const size_t d = (size_t)s->width, n = (size_t)at.l->kv_heads;
+        for (size_t h = 0; h < n; h++)
+            for (size_t t = 0; t < (size_t)at.tokens; t++) {
+                float *row = rows + (t * n + h) * d;
+                memcpy(row, heads + (h * (size_t)at.tokens + t) * d, d * sizeof *row);
+                for (size_t ch = 0; s->open_type == OCT_BF16 && ch < d; ch++)
+                    row[ch] = oct_bf16_to_f32(oct_f32_to_bf16(row[ch]));
+            }
+        oct_part_of_step one = {.seq = part->seq, .n = at.tokens, .start = index * P};
+        oct_rows_store(to, &one, 1, layer, side, rows, n * d, 0, at.tokens, lane);
+        if (atomic_load(&one.bad)) atomic_store(&part->bad, true);
+    }
+}
+
+static oct_status reencode_taken(oct_cache *from, oct_sequence *src, oct_cache *to, oct_seq handle)
+{
+    oct_part_of_step part = {.n = (int32_t)src->length};
+    oct_status status = oct_seq_find(to, "reencode", handle, &part.seq);
+    if (status || src->length == 0) return status;
+    const size_t most = (widest_rows(from, 0) > widest_rows(from, 1) ? widest_rows(from, 0)
+                                                                      : widest_rows(from, 1)) * P;
+    float *rows = oct_alloc(OCT_TAG_SCRATCH, 2 * most, sizeof *rows);
+    void *lane = oct_alloc(OCT_TAG_SCRATCH, 1, OCT_LANE_BYTES);
+    if (!rows || !lane) status = oct_fail_memory("reencode", "its scratch");
+    /* Page by page, so that the open rows of one page are all that is held beside the result. */
+    for (int64_t at = 0; !status && at < src->length; at += part.n) {
+        part.start = at;
+        part.n = (int32_t)(src->length - at < P ? src->length - at : P);
+        atomic_store(&part.bad, false);
+        status = oct_step_reserve(to, "reencode", &part, 1);
+        if (status) break;
+        const place page = {src, NULL, NULL, &src->table[at / P], 0, 0, part.n,
+                            src->table[at / P].page >= 0};
+        for (int l = 0; l < from->layers; l++)
+            feed_page(from, &page, &part, to, l, at / P, rows, rows + most, lane);
+        for (int l = 0; l < to->layers; l++) oct_rows_seal(to, &part, 1, l);
+        oct_step_commit(to, &part, 1);
+        if (atomic_load(&part.bad))
+            status = oct_fail(OCT_E_NUMERIC, "reencode: a row is too large for the target's format");
+    }
+    oct_free(rows);
+    oct_free(lane);
+    return status;
+}
+
+oct_status oct_seq_reencode(oct_cache *from, oct_seq seq, oct_cache *to, oct_seq *out)
+{
+    oct_sequence *src = NULL;
+    *out = 0;
+    if (from == to) return oct_fail(OCT_E_VALUE, "reencode: both caches are the same; use fork");
+    oct_status status = same_shape(from, to);
+    if (!status) status = oct_cache_take(from, "reencode");
+    if (status) return status;
+    status = oct_seq_find(from, "reencode", seq, &src);
+    oct_seq made = 0;
+    if (!status) status = oct_seq_open(to, &made);
+    if (!status) {
+        status = oct_cache_take(to, "reencode");
+        if (!status) {
+            oct_pool_enter(to->rt->pool, NULL, NULL);
+            status = reencode_taken(from, src, to, made);
+            oct_pool_leave(to->rt->pool);
+            oct_cache_drop(to);
+        }
+        if (status) oct_seq_close(to, made, true);
+        else *out = made;
+    }
+    oct_cache_drop(from);
+    return status;
+}

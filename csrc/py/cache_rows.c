@@ -1,0 +1,251 @@
+/* Cache's methods on rows and pages: append, attend, decode, page, edit. The binding knows the
+ * layers' shapes, so every extent is checked here before a pointer goes down. */
+#include "csrc/py/cache.h"
+
+/* Elements of n rows of every layer: heads (0: each layer's kv_heads) times k_width or v_width. */
+static bool
+total(const oct_py_cache *self, const char *where, int64_t n, int heads, bool v, npy_intp *out)
+{
+    int64_t sum = 0;
+    for (int i = 0; i < self->n_layers; i++) {
+        const oct_layer_shape *s = &self->shapes[i];
+        npy_intp one;
+        if (!oct_product(where, 3, (int64_t[]){n, heads ? heads : s->kv_heads,
+                                               v ? s->v_width : s->k_width}, &one))
+            return false;
+        if (__builtin_add_overflow(sum, one, &sum)) {
+            PyErr_Format(PyExc_ValueError, "%s: the number of elements overflows", where);
+            return false;
+        }
+    }
+    *out = (npy_intp)sum;
+    return true;
+}
+
+static const float *
+flat(const oct_py_cache *self, PyObject *value, const char *where, int64_t n, int heads, bool v)
+{
+    npy_intp extent;
+    if (!total(self, where, n, heads, v, &extent)) return NULL;
+    PyArrayObject *a = oct_arg_array(value, where, NPY_FLOAT32, 1, &extent);
+    return a ? PyArray_DATA(a) : NULL;
+}
+
+/* k, v and q checked; *out is the new output array, or NULL without q. */
+static bool
+read_rows(const oct_py_cache *self, PyObject *const *from, oct_rows_desc *rows, PyObject **out)
+{
+    rows->k = flat(self, from[0], "append: k", rows->n, 0, false);
+    if (!rows->k) return false;
+    rows->v = flat(self, from[1], "append: v", rows->n, 0, true);
+    if (!rows->v) return false;
+    if (!from[2] || from[2] == Py_None) return true;
+    if (rows->heads < 1) {
+        PyErr_SetString(PyExc_ValueError, "append: heads must be given with q");
+        return false;
+    }
+    npy_intp extent;
+    rows->q = flat(self, from[2], "append: q", rows->n, rows->heads, false);
+    if (!rows->q || !total(self, "append: q", rows->n, rows->heads, true, &extent)) return false;
+    *out = PyArray_SimpleNew(1, &extent, NPY_FLOAT32);
+    if (*out) rows->out = PyArray_DATA((PyArrayObject *)*out);
+    return *out != NULL;
+}
+
+/* Cache and runtime together, for the slow calls. */
+static bool
+enter_both(oct_py_cache *self, const char *where)
+{
+    if (!oct_cache_enter(self, where)) return false;
+    if (oct_gate_enter(&self->runtime->gate, oct_state_of(self), where)) return true;
+    oct_gate_leave(&self->gate);
+    return false;
+}
+
+static PyObject *
+leave_both(oct_py_cache *self, oct_status status, PyObject *value)
+{
+    oct_gate_leave(&self->runtime->gate);
+    return oct_cache_leave(self, status, value);
+}
+
+PyObject *
+oct_cache_py_append(oct_py_cache *self, PyObject *args, PyObject *kwargs)
+{
+    static char *names[] = {"seq", "k", "v", "n", "q", "heads", "scale", NULL};
+    PyObject *object, *number, *heads = NULL, *from[3] = {NULL}, *out = NULL;
+    oct_rows_desc rows = {.scale = 1.0f};
+    oct_seq seq;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OOOO|OOf:append", names, &object, &from[0],
+                                     &from[1], &number, &from[2], &heads, &rows.scale) ||
+        !oct_arg_u64(object, "append: seq", &seq) ||
+        !oct_arg_i64(number, "append: n", 1, INT32_MAX, &rows.n) ||
+        !oct_arg_int(heads, "append: heads", 0, INT32_MAX, &rows.heads) ||
+        !enter_both(self, "Cache.append"))
+        return NULL;
+    oct_status status = OCT_OK;
+    PyObject *result = NULL;
+    if (read_rows(self, from, &rows, &out)) {
+        oct_gil gil;
+        OCT_SLOW(&gil, status, oct_cache_append(self->handle, seq, &rows));
+        result = out ? out : Py_NewRef(Py_None);
+        out = NULL;
+    }
+    Py_XDECREF(out);
+    return leave_both(self, status, result);
+}
+
+static const oct_layer_shape *
+shape_of(const oct_py_cache *self, PyObject *value, const char *where, int *layer)
+{
+    if (!oct_arg_int(value, where, 0, INT32_MAX, layer)) return NULL;
+    if (*layer < self->n_layers) return &self->shapes[*layer];
+    PyErr_Format(PyExc_ValueError, "%s is %d, the cache has %d layers", where, *layer,
+                 self->n_layers);
+    return NULL;
+}
+
+PyObject *
+oct_cache_py_attend(oct_py_cache *self, PyObject *args, PyObject *kwargs)
+{
+    static char *names[] = {"seq", "layer", "q", "heads", "scale", NULL};
+    PyObject *object, *number, *q, *count;
+    float scale;
+    oct_seq seq;
+    int layer = 0, heads = 0;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OOOOf:attend", names, &object, &number, &q,
+                                     &count, &scale) ||
+        !oct_arg_u64(object, "attend: seq", &seq) ||
+        !oct_arg_int(count, "attend: heads", 1, INT32_MAX, &heads))
+        return NULL;
+    const oct_layer_shape *shape = shape_of(self, number, "attend: layer", &layer);
+    if (!shape) return NULL;
+    const npy_intp extents[3] = {-1, heads, shape->k_width};
+    PyArrayObject *a = oct_arg_array(q, "attend: q", NPY_FLOAT32, 3, extents);
+    if (!a || !enter_both(self, "Cache.attend")) return NULL;
+    npy_intp dims[3] = {PyArray_DIM(a, 0), heads, shape->v_width};
+    PyObject *out = PyArray_SimpleNew(3, dims, NPY_FLOAT32);
+    oct_status status = OCT_OK;
+    if (out) {
+        const float *from = PyArray_DATA(a);
+        float *to = PyArray_DATA((PyArrayObject *)out);
+        oct_gil gil;
+        OCT_SLOW(&gil, status,
+                 oct_cache_attend(self->handle, seq, layer, from, dims[0], heads, scale, to));
+    }
+    return leave_both(self, status, out);
+}
+
+/* ---- Pages ----------------------------------------------------------------------------------- */
+
+typedef struct {
+    oct_seq seq;
+    int layer;
+    int64_t index;
+    oct_segment segment;
+} place;
+
+/* from: seq, layer, index, segment. */
+static bool
+read_place(const oct_py_cache *self, PyObject *const *from, place *at)
+{
+    const char *segment = NULL;
+    *at = (place){0};
+    if (!oct_arg_u64(from[0], "page: seq", &at->seq) ||
+        !shape_of(self, from[1], "page: layer", &at->layer) ||
+        !oct_arg_i64(from[2], "page: index", 0, INT64_MAX, &at->index) ||
+        !oct_arg_text(from[3], "page: segment", false, &segment))
+        return false;
+    at->segment = !strcmp(segment, "v") ? OCT_SEGMENT_V : OCT_SEGMENT_K;
+    if (!strcmp(segment, "k") || !strcmp(segment, "v")) return true;
+    PyErr_Format(PyExc_ValueError, "page: segment must be 'k' or 'v', got '%s'", segment);
+    return false;
+}
+
+static oct_status
+page_at(oct_py_cache *self, const place *at, oct_page_info *info)
+{
+    return oct_page_at(self->handle, at->seq, at->layer, at->index, at->segment, info);
+}
+
+static bool
+same_shape(const oct_page_info *a, const oct_page_info *b)
+{
+    return a->kv_heads == b->kv_heads && a->tokens == b->tokens && a->width == b->width;
+}
+
+PyObject *
+oct_cache_py_decode(oct_py_cache *self, PyObject *args, PyObject *kwargs)
+{
+    static char *names[] = {"seq", "layer", "index", "segment", "model_basis", NULL};
+    PyObject *from[4], *out = NULL;
+    int model_basis = 0;
+    place at;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OOOO|p:decode", names, &from[0], &from[1],
+                                     &from[2], &from[3], &model_basis) ||
+        !read_place(self, from, &at) || !oct_cache_enter(self, "Cache.decode"))
+        return NULL;
+    oct_page_info info, now;
+    oct_status status = page_at(self, &at, &info);
+    while (!status) {
+        npy_intp dims[3] = {info.kv_heads, info.tokens, info.width};
+        out = PyArray_SimpleNew(3, dims, NPY_FLOAT32);
+        if (!out) break;
+        /* Making an array can run other Python code, which may have grown this page: look again. */
+        status = page_at(self, &at, &now);
+        if (!status && same_shape(&info, &now)) {
+            status = oct_page_decode(self->handle, at.seq, at.layer, at.index, at.segment,
+                                     model_basis, PyArray_DATA((PyArrayObject *)out));
+            break;
+        }
+        info = now;
+        if (!status) Py_CLEAR(out);
+    }
+    oct_gate_leave(&self->gate);
+    if (!status) return out;
+    Py_XDECREF(out);
+    return oct_raise(oct_state_of(self), status);
+}
+
+PyObject *
+oct_cache_py_page(oct_py_cache *self, PyObject *args, PyObject *kwargs)
+{
+    static char *names[] = {"seq", "layer", "index", "segment", NULL};
+    PyObject *from[4];
+    place at;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OOOO:page", names, &from[0], &from[1],
+                                     &from[2], &from[3]) ||
+        !read_place(self, from, &at) || !oct_cache_enter(self, "Cache.page"))
+        return NULL;
+    oct_page_info info;
+    const oct_status status = page_at(self, &at, &info);
+    oct_gate_leave(&self->gate);
+    return status ? oct_raise(oct_state_of(self), status)
+                  : oct_page_new(self, at.seq, &info, false);
+}
+
+/* The edit ends with the Page; if there is to be none, it ends here. */
+PyObject *
+oct_cache_py_edit(oct_py_cache *self, PyObject *args, PyObject *kwargs)
+{
+    static char *names[] = {"seq", "layer", "index", "segment", NULL};
+    PyObject *from[4], *page = NULL;
+    place at;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OOOO:edit", names, &from[0], &from[1],
+                                     &from[2], &from[3]) ||
+        !read_place(self, from, &at) || !oct_cache_enter(self, "Cache.edit"))
+        return NULL;
+    oct_page_info info;
+    oct_status status = oct_page_edit(self->handle, at.seq, at.index);
+    const bool editing = !status;
+    if (editing) status = page_at(self, &at, &info);
+    if (status)
+        oct_raise(oct_state_of(self), status);
+    else if (!info.sealed)
+        PyErr_SetString(PyExc_ValueError, "edit: the page is open; only sealed pages are edited");
+    else
+        page = oct_page_new(self, at.seq, &info, true);
+    if (editing && !page) oct_page_edit_end(self->handle, at.seq);
+    oct_gate_leave(&self->gate);
+    return page;
+}

@@ -1,0 +1,47 @@
+/* gil.h: the only place that releases the GIL. The functions that octavo.h marks [slow] are called
+ * through OCT_SLOW; between release and return only C structs are touched. */
+#ifndef OCT_PY_GIL_H
+#define OCT_PY_GIL_H
+
+#include "csrc/py/numpy_api.h"
+
+#include <stdbool.h>
+
+typedef struct {
+    PyThreadState *thread;
+    bool raised; /* a signal handler raised while the call ran; its exception is pending */
+} oct_gil;
+
+static inline void
+oct_gil_release(oct_gil *gil)
+{
+    gil->raised = false;
+    gil->thread = PyEval_SaveThread();
+}
+
+static inline void
+oct_gil_take(oct_gil *gil)
+{
+    PyEval_RestoreThread(gil->thread);
+}
+
+/* oct_step's poll: runs Python's signal handlers, on the thread that made the call. Nonzero, with
+ * the exception left pending on the thread, if one raised. */
+static inline int
+oct_gil_poll(void *arg)
+{
+    oct_gil *gil = arg;
+    PyEval_RestoreThread(gil->thread);
+    if (!gil->raised && PyErr_CheckSignals() < 0) gil->raised = true;
+    gil->thread = PyEval_SaveThread();
+    return gil->raised;
+}
+
+#define OCT_SLOW(gil, status, call) \
+    do { \
+        oct_gil_release(gil); \
+        (status) = (call); \
+        oct_gil_take(gil); \
+    } while (0)
+
+#endif

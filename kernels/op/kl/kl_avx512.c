@@ -1,0 +1,11 @@
+/* kl, AVX-512 column: kl_simd.inc over simd/v16_avx512.h. */
+#include "kernels/kernels.h"
+#include "kernels/simd/v16_avx512.h"
+#include "kernels/simd/v16_rows.h"
+
+#include "kernels/op/kl/kl_simd.inc"
+
+oct_kstatus oct_op_kl_avx512(const oct_kl_args *a, size_t lo, size_t hi)
+{
+    return kl_rows(a, lo, hi);
+}

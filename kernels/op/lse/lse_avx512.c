@@ -1,0 +1,11 @@
+/* lse, AVX-512 column: lse_simd.inc over simd/v16_avx512.h. */
+#include "kernels/kernels.h"
+#include "kernels/simd/v16_avx512.h"
+#include "kernels/simd/v16_rows.h"
+
+#include "kernels/op/lse/lse_simd.inc"
+
+oct_kstatus oct_op_lse_avx512(const oct_lse_args *a, size_t lo, size_t hi)
+{
+    return lse_rows(a, lo, hi);
+}

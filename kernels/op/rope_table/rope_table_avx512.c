@@ -1,0 +1,8 @@
+/* rope_table, AVX-512 column: the code of rope_table.h, where fma is one instruction. */
+#include "kernels/op/rope_table/rope_table.h"
+
+oct_kstatus oct_op_rope_table_avx512(const oct_rope_table_args *a, size_t lo, size_t hi)
+{
+    rope_table_rows(a, lo, hi);
+    return OCT_K_OK;
+}

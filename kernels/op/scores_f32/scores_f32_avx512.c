@@ -1,0 +1,11 @@
+/* scores_f32, AVX-512 column: scores_f32_simd.inc over simd/v16_avx512.h. */
+#include "kernels/kernels.h"
+#include "kernels/simd/v16_avx512.h"
+
+#include "kernels/op/scores_f32/scores_f32_simd.inc"
+
+oct_kstatus oct_op_scores_f32_avx512(const oct_scores_f32_args *a, size_t lo, size_t hi)
+{
+    scores_f32_rows(a, lo, hi);
+    return OCT_K_OK;
+}

@@ -1,0 +1,19 @@
+/* f16 page, scalar column: what the format means. */
+#include "kernels/page/f16/f16.h"
+
+static oct_kstatus layout(int d, oct_role role, oct_page_layout *out)
+{
+    return oct_units_layout(OCT_F16, d, role, out);
+}
+
+static oct_kstatus seal(const oct_seal_args *a)
+{
+    return oct_units_seal(OCT_F16, a);
+}
+
+static oct_kstatus decode(const oct_decode_args *a)
+{
+    return oct_units_decode(OCT_F16, a);
+}
+
+const oct_page_kernels oct_page_f16_scalar = {.layout = layout, .seal = seal, .decode = decode};

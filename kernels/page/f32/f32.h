@@ -1,0 +1,14 @@
+/* f32 page: 64 tokens of one K or V head as f32 values, no scales (page/units.h).
+ *   role K   [4][d][16]   four units; a unit is 16 tokens of each channel
+ *   role V   [4][16][d]   four units; a unit is 16 rows
+ * A sealed block holds its units one after another; those of an open page lie unit_stride apart.
+ * seal   copies the bits; a non-finite value is refused and stored as NaN.
+ * decode widens exactly. */
+#ifndef OCT_PAGE_F32_H
+#define OCT_PAGE_F32_H
+
+#include "kernels/page/units.h"
+
+_Static_assert(OCT_PAGE_TOKENS == 4 * OCT_UNIT_TOKENS, "the drawing shows four units");
+
+#endif

@@ -1,0 +1,35 @@
+/* fp8 page, AVX-512 column. The order of float steps is that of the scalar column; the templates
+ * are page/codes_avx512.h (seal, decode). */
+#include "kernels/page/codes_avx512.h"
+#include "kernels/page/generic.h"
+
+static oct_kstatus seal(const oct_seal_args *a)
+{
+    return oct_seal_scaled(a, 448.0f, 0, oct_encode16_fp8);
+}
+
+static oct_kstatus decode(const oct_decode_args *a)
+{
+    return oct_expand(a, OCT_CODE_FP8, true);
+}
+
+static oct_kstatus decode_codes(const oct_decode_args *a)
+{
+    return oct_expand(a, OCT_CODE_FP8, false);
+}
+
+static oct_kstatus scores_f32(const oct_scores_args *a, void *lane)
+{
+    return oct_page_scaled_scores(a, decode_codes, lane);
+}
+
+static oct_kstatus mix_f32(const oct_mix_args *a, void *lane)
+{
+    return oct_page_scaled_mix(a, decode_codes, lane);
+}
+
+const oct_page_kernels oct_page_fp8_avx512 = {
+    .seal = seal, .decode = decode,
+    .scores = {[OCT_FORM_F32] = scores_f32},
+    .mix = {[OCT_FORM_F32] = mix_f32},
+};

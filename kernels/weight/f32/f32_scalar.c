@@ -1,0 +1,8 @@
+/* f32, scalar column: what the format means. The functions are in floats_scalar.h, which reads the
+ * type of f32.h; every other column must give these very bits. */
+#include "kernels/weight/f32/f32.h"
+#include "kernels/weight/floats_scalar.h"
+
+const oct_weight_kernels oct_f32_scalar = {
+    block_bytes, pack, unpack, gather, {linear_a32, NULL, NULL, NULL},
+};

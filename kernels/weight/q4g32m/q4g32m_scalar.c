@@ -1,0 +1,8 @@
+/* q4g32m, scalar column: what the format means. The functions are in grouped_scalar.h, which reads
+ * the constants of q4g32m.h; every other column must give these very bits. */
+#include "kernels/weight/q4g32m/q4g32m.h"
+#include "kernels/weight/grouped_scalar.h"
+
+const oct_weight_kernels oct_q4g32m_scalar = {
+    block_bytes, pack, unpack, gather, {linear_a32, linear_a8, linear_a8g32, linear_a8x2},
+};

@@ -1,0 +1,220 @@
+"""scores and mix of every page format, form and column, against NumPy and scalar, with `==`."""
+
+import numpy as np
+import page_oracle as po
+import pytest
+from page_oracle import BF16, F32, FORMATS, HERE, PLAIN, WIDTHS
+
+from octavo import _probe
+
+SLOTS = [(f, form) for f in FORMATS for form in ("f32", "q8", "q8x2")
+         if form in _probe.page_columns(f, "scalar")]  # fmt: skip
+ROWS = [1, 3, 7, 16]
+
+
+def need(isa):
+    if isa not in HERE:
+        pytest.skip(f"{isa} is absent on this machine")
+
+
+def patterns(n, r):
+    """Visible counts: whole, none, parts of a unit, whole units, ragged."""
+    yield np.full(n, 64, np.int32)
+    yield np.full(n, 17, np.int32)
+    yield np.sort(r.integers(0, 65, n)).astype(np.int32)
+    yield r.choice([0, 1, 16, 33], n).astype(np.int32)
+    yield np.zeros(n, np.int32)
+
+
+def page(fmt, d, role, seed, kind="outliers"):
+    x = po.hostile(d, seed)[kind]
+    with np.errstate(all="ignore"):
+        rows = x.astype(PLAIN.get(fmt, np.dtype(BF16)))
+    block, status = po.seal(fmt, "scalar", rows, role)
+    assert status[0] == 0
+    return block, rows.astype(F32)
+
+
+def probabilities(n, visible, r):
+    p = np.exp(3 * r.standard_normal((n, 64))).astype(F32)
+    p[r.random((n, 64)) < 0.1] = 0
+    return np.where(np.arange(64) < visible[:, None], p / p.max(), F32(0)).astype(F32)
+
+
+def want_scores(fmt, form, rows, q, visible):
+    d = rows.shape[1]
+    if fmt in PLAIN:
+        return po.scores_f(q, rows, visible)
+    codes, scale, zero, _ = po.encode(fmt, rows)
+    if form != "f32":
+        steps = 127 if form == "q8" else 16256
+        return po.scores_q(*po.quantize_rows(q, steps), codes, scale, zero, visible)
+    if zero is None and po.group(d) == d:
+        bare = po.decode(fmt, codes, np.ones_like(scale))
+        return po.scores_f(q, bare, visible, scale[:, 0])
+    return po.scores_f(q, po.decode(fmt, codes, scale, zero), visible)
+
+
+def want_mix(fmt, form, rows, p, visible, o):
+    d = rows.shape[1]
+    if fmt in PLAIN:
+        return po.mix_f(p, rows, visible, o)
+    codes, scale, zero, _ = po.encode(fmt, rows)
+    if form != "f32":
+        return po.mix_q(p, 127 if form == "q8" else 16256, codes, scale, zero, visible, o)
+    if zero is None and po.group(d) == d:
+        bare = po.decode(fmt, codes, np.ones_like(scale))
+        return po.mix_f(p, bare, visible, o, scale[:, 0])
+    return po.mix_f(p, po.decode(fmt, codes, scale, zero), visible, o)
+
+
+@pytest.mark.parametrize("d", WIDTHS)
+@pytest.mark.parametrize(("fmt", "form"), SLOTS)
+@pytest.mark.parametrize("isa", po.ISAS)
+def test_scores_match_numpy(isa, fmt, form, d):
+    need(isa)
+    r = np.random.default_rng(d)
+    block, rows = page(fmt, d, "k", 3)
+    for n in ROWS:
+        q = r.standard_normal((n, d)).astype(F32)
+        q[n // 2] = 0
+        for visible in patterns(n, r):
+            s = po.scores(fmt, isa, form, block, d, q, visible)
+            np.testing.assert_array_equal(s, want_scores(fmt, form, rows, q, visible))
+
+
+@pytest.mark.parametrize("d", WIDTHS)
+@pytest.mark.parametrize(("fmt", "form"), SLOTS)
+@pytest.mark.parametrize("isa", po.ISAS)
+def test_mix_matches_numpy(isa, fmt, form, d):
+    need(isa)
+    r = np.random.default_rng(d)
+    block, rows = page(fmt, d, "v", 4)
+    for n in ROWS:
+        o = r.standard_normal((n, d)).astype(F32)
+        for visible in patterns(n, r):
+            p = probabilities(n, visible, r)
+            got = po.mix(fmt, isa, form, block, d, p, visible, o)
+            np.testing.assert_array_equal(got, want_mix(fmt, form, rows, p, visible, o))
+
+
+@pytest.mark.parametrize("kind", ["spread", "zeros", "some_zeros", "constant", "ties", "huge"])
+@pytest.mark.parametrize(("fmt", "form"), SLOTS)
+@pytest.mark.parametrize("isa", po.ISAS)
+def test_hostile_pages(isa, fmt, form, kind):
+    need(isa)
+    if fmt == "f16" and kind in ("spread", "huge"):
+        pytest.skip("outside the range of f16")
+    d, n, r = 64, 5, np.random.default_rng(9)
+    visible = np.array([64, 64, 40, 64, 7], np.int32)
+    block, rows = page(fmt, d, "k", 5, kind)
+    q = (r.standard_normal((n, d)) * [[1], [1e-20], [1e10], [1e-12], [0]]).astype(F32)
+    s = po.scores(fmt, isa, form, block, d, q, visible)
+    np.testing.assert_array_equal(s, want_scores(fmt, form, rows, q, visible))
+    block, rows = page(fmt, d, "v", 5, kind)
+    p = probabilities(n, visible, r) * np.array([[1], [1e-30], [1e-38], [0], [1]], F32)
+    o = np.zeros((n, d), F32)
+    got = po.mix(fmt, isa, form, block, d, p, visible, o)
+    np.testing.assert_array_equal(got, want_mix(fmt, form, rows, p, visible, o))
+
+
+@pytest.mark.parametrize(("fmt", "form"), SLOTS)
+@pytest.mark.parametrize("isa", po.ISAS)
+def test_many_rows_match_scalar(isa, fmt, form):
+    need(isa)
+    r = np.random.default_rng(11)
+    for n, d in ((64, 128), (37, 576), (64, 80)):
+        block, _ = page(fmt, d, "k", 6)
+        q, visible = r.standard_normal((n, d)).astype(F32), r.integers(0, 65, n).astype(np.int32)
+        both = [po.scores(fmt, c, form, block, d, q, visible) for c in (isa, "scalar")]
+        np.testing.assert_array_equal(*both)
+        block, _ = page(fmt, d, "v", 6)
+        p, o = probabilities(n, visible, r), r.standard_normal((n, d)).astype(F32)
+        both = [po.mix(fmt, c, form, block, d, p, visible, o) for c in (isa, "scalar")]
+        np.testing.assert_array_equal(*both)
+
+
+@pytest.mark.parametrize(("fmt", "form"), SLOTS)
+@pytest.mark.parametrize("isa", po.ISAS)
+def test_a_row_depends_on_itself_alone(isa, fmt, form):
+    need(isa)
+    d, n, r = 64, 11, np.random.default_rng(12)
+    visible = r.integers(1, 65, n).astype(np.int32)
+    kb, vb = page(fmt, d, "k", 7)[0], page(fmt, d, "v", 7)[0]
+    q, p = r.standard_normal((n, d)).astype(F32), probabilities(n, visible, r)
+    o = r.standard_normal((n, d)).astype(F32)
+    s, m = (
+        po.scores(fmt, isa, form, kb, d, q, visible),
+        po.mix(fmt, isa, form, vb, d, p, visible, o),
+    )
+    for i in range(n):
+        one = slice(i, i + 1)
+        assert np.array_equal(po.scores(fmt, isa, form, kb, d, q[one], visible[one]), s[one])
+        assert np.array_equal(po.mix(fmt, isa, form, vb, d, p[one], visible[one], o[one]), m[one])
+
+
+@pytest.mark.parametrize(("fmt", "form"), [s for s in SLOTS if s[0] in PLAIN])
+@pytest.mark.parametrize("isa", po.ISAS)
+def test_open_pages_never_read_past_the_visible_tokens(isa, fmt, form):
+    """Later units are absent (NaN), later rows of the last unit hold NaN: none of it gets in."""
+    need(isa)
+    d, n, r = 80, 3, np.random.default_rng(13)
+    for most in (1, 15, 16, 17, 50, 64):
+        visible = np.array([most, max(most - 3, 0), most], np.int32)
+        q, p = r.standard_normal((n, d)).astype(F32), probabilities(n, visible, r)
+        o = r.standard_normal((n, d)).astype(F32)
+        for role in "kv":
+            _, rows = page(fmt, d, role, 8)
+            dirty = rows.copy()
+            dirty[most:] = np.nan
+            whole = po.pack_plain(dirty.astype(PLAIN[fmt]), role)
+            unit, stride = whole.nbytes // 4, whole.nbytes // 4 + 320
+            raw, apart = po.aligned(4 * stride, fill=0xFF)
+            for u in range(4):
+                apart[u * stride : u * stride + unit] = whole[u * unit : (u + 1) * unit]
+            if role == "k":
+                got = po.scores(fmt, isa, form, apart, d, q, visible, stride)
+                want = want_scores(fmt, form, rows, q, visible)
+            else:
+                got = po.mix(fmt, isa, form, apart, d, p, visible, o, stride)
+                want = want_mix(fmt, form, rows, p, visible, o)
+            np.testing.assert_array_equal(got, want)
+            assert raw.size
+
+
+@pytest.mark.parametrize(("fmt", "form"), SLOTS)
+@pytest.mark.parametrize("isa", po.ISAS)
+def test_nan_reaches_the_output(isa, fmt, form):
+    need(isa)
+    d, r = 64, np.random.default_rng(14)
+    visible = np.array([64, 64, 20], np.int32)
+    q, p = r.standard_normal((3, d)).astype(F32), probabilities(3, visible, r)
+    q[1, 7] = np.nan
+    p[1, 9] = np.nan
+    s = po.scores(fmt, isa, form, page(fmt, d, "k", 9)[0], d, q, visible)
+    assert np.isnan(s[1]).all() and not np.isnan(s[[0, 2]]).any()
+    o = po.mix(fmt, isa, form, page(fmt, d, "v", 9)[0], d, p, visible, np.zeros((3, d), F32))
+    assert np.isnan(o[1]).all() and not np.isnan(o[[0, 2]]).any()
+
+
+@pytest.mark.parametrize("form", ["q8", "q8x2"])
+@pytest.mark.parametrize("fmt", ["int8", "int4"])
+def test_dot_forms_cost_what_the_design_says(fmt, form):
+    """formats.md A4: scores and mix of Gaussian rows, d = 128, dB against unquantized attention."""
+    want = {("int8", "q8"): (40.7, 42.0), ("int8", "q8x2"): (43.7, 43.9),
+            ("int4", "q8"): (20.0, 20.27), ("int4", "q8x2"): (20.02, 20.29)}[fmt, form]  # fmt: skip
+    d, r = 128, np.random.default_rng(15)
+    x = po.recipe(d)[:8]
+    q = r.standard_normal((64, d)).astype(F32)
+    p = r.random((64, 64)).astype(F32)
+    visible, err, ref = np.full(64, 64, np.int32), np.zeros(2), np.zeros(2)
+    for rows in x:
+        exact = rows.astype(np.float64)
+        s = po.scores(fmt, HERE[-1], form, po.seal(fmt, "scalar", rows, "k")[0], d, q, visible)
+        o = po.mix(fmt, HERE[-1], form, po.seal(fmt, "scalar", rows, "v")[0], d, p, visible,
+                   np.zeros((64, d), F32))  # fmt: skip
+        for i, (have, true) in enumerate([(s, q @ exact.T), (o, p @ exact)]):
+            err[i] += ((have - true) ** 2).sum()
+            ref[i] += (true**2).sum()
+    got = 10 * np.log10(ref / err)
+    assert (np.abs(got - want) < 0.35).all(), (got, want)

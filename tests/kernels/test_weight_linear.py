@@ -1,0 +1,170 @@
+"""Linears: every slot of every column against the oracle, bit for bit, over odd shapes."""
+
+import numpy as np
+import pytest
+import weight_calls as calls
+import weight_oracle as oracle
+
+from octavo import _probe
+
+SLOTS = [(name, act) for name in calls.TRAITS for act in calls.ACTS
+         if _probe.weight_column(name, "scalar", calls.ACTS.index(act))]  # fmt: skip
+COLUMNS = [(name, act, isa) for name, act in SLOTS for isa in calls.columns(name, act)]
+FAST = [c for c in COLUMNS if c[2] != "scalar"]
+
+
+def inputs(m, k, rng):
+    x = rng.standard_normal((m, k)).astype(np.float32)
+    x *= np.float32(2.0) ** rng.integers(-4, 5, (m, 1)).astype(np.float32)
+    if m > 2:
+        x[1] = 0
+        x[2] = np.float32(2.0**-70)
+    return x
+
+
+def chain(w, x, act):
+    """The oracle's sums, before bias."""
+    if w.values is not None:
+        return oracle.linear_float(x, w.values)
+    return oracle.linear_grouped(x, act, w.name, *w.logical)
+
+
+def run(w, isa, rows, y, **options):
+    """A linear into a guarded copy of y with a wider row; checks that nothing else is written."""
+    m, n = y.shape
+    out = calls.Guarded((m, n + 3), np.float32, 4)
+    out.array[:, :n] = y
+    status = calls.linear(w, isa, rows, out.array, **options)
+    assert status == 0
+    out.check()
+    assert (out.array[:, n:].view(np.uint32) == 0xA5A5A5A5).all()
+    return np.array(out.array[:, :n])
+
+
+def equal(got, want, why=""):
+    np.testing.assert_array_equal(got.view(np.uint32), want.view(np.uint32), err_msg=why)
+
+
+def test_every_fast_column_is_there():
+    """A column that is announced but absent would be a silent pass below."""
+    for name in calls.TRAITS:
+        assert calls.columns(name, "a32")[0] == "scalar"
+        for isa in ("avx2", "avx512"):
+            assert not _probe.runs_here(isa) or isa in calls.columns(name, "a32")
+    grouped = [act for name, act in SLOTS if name == "q4g32"]
+    assert grouped == list(calls.ACTS)
+
+
+@pytest.mark.parametrize(("name", "act", "isa"), COLUMNS)
+@pytest.mark.parametrize("scale_type", [1, 2])
+def test_linear_equals_the_oracle(name, act, isa, scale_type):
+    if name in calls.FLOATS and scale_type == 2:
+        pytest.skip("float formats have no scales")
+    for n, k, m in [(1, 32, 1), (33, 64, 3), (32, 96, 7), (80, 70, 5), (31, 576, 2), (40, 33, 13)]:
+        rng = np.random.default_rng(n * 1000 + k)
+        w = calls.random_matrix(name, n, k, rng, scale_type)
+        x = inputs(m, k, rng)
+        bias = rng.standard_normal(n).astype(np.float32)
+        start = rng.standard_normal((m, n)).astype(np.float32)
+        sums = chain(w, x, act)
+        for b, add in [(None, False), (bias, False), (None, True), (bias, True)]:
+            got = run(w, isa, calls.oracle_rows(x, act), start, bias=b, add=add)
+            equal(got, oracle.finish(sums, start, b, add), f"{name}-{isa}-m{m}n{n}k{k}")
+
+
+@pytest.mark.parametrize(("name", "act", "isa"), FAST)
+@pytest.mark.parametrize("n", [1, 31, 32, 33, 80, 290])
+def test_fast_columns_equal_scalar(name, act, isa, n):
+    lengths = [32, 64, 96, 576] + ([1, 7, 33] if name in calls.FLOATS or n == 33 else [])
+    for k in lengths if n < 290 else [64]:
+        rng = np.random.default_rng(n + k)
+        w = calls.random_matrix(name, n, k, rng, 1 + k % 2)
+        bias = rng.standard_normal(n).astype(np.float32)
+        for m in (1, 2, 3, 4, 5, 6, 7, 9, 13, 128, 131) if k <= 64 else (1, 4, 6, 13):
+            x = inputs(m, k, rng)
+            rows = calls.oracle_rows(x, act)
+            start = rng.standard_normal((m, n)).astype(np.float32)
+            want = run(w, "scalar", rows, start, bias=bias, add=True)
+            got = run(w, isa, rows, start, bias=bias, add=True)
+            equal(got, want, f"{name}-{isa}-m{m}n{n}k{k}")
+
+
+@pytest.mark.parametrize(("name", "act", "isa"), FAST)
+@pytest.mark.parametrize("k", [1056, 2100, 16500])
+def test_long_rows_in_chunks(name, act, isa, k):
+    """Lengths that pass every chunk a kernel may cut k into."""
+    rng = np.random.default_rng(k)
+    w = calls.random_matrix(name, 34, k, rng)
+    for m in (1, 6, 11) if k < 3000 else (1, 6):
+        rows = calls.oracle_rows(inputs(m, k, rng), act)
+        start = np.zeros((m, 34), np.float32)
+        equal(run(w, isa, rows, start), run(w, "scalar", rows, start), f"m{m}")
+
+
+@pytest.mark.parametrize(("name", "act", "isa"), COLUMNS)
+def test_tiles_alone_write_their_outputs_only(name, act, isa):
+    n, k, m = 75, 40, 133
+    rng = np.random.default_rng(21)
+    w = calls.random_matrix(name, n, k, rng)
+    rows = calls.oracle_rows(inputs(m, k, rng), act)
+    start = rng.standard_normal((m, n)).astype(np.float32)
+    whole = run(w, isa, rows, start)
+    for lo, hi in [(0, 1), (2, 4), (1, 6), (5, 6), (3, 3)]:
+        got = run(w, isa, rows, start, span=(lo, hi))
+        want = start.copy()
+        for tile in range(lo, hi):
+            r, c = tile // 3 * 128, tile % 3 * 32
+            want[r : r + 128, c : c + 32] = whole[r : r + 128, c : c + 32]
+        equal(got, want, f"tiles {lo}..{hi}")
+
+
+@pytest.mark.parametrize(("name", "act", "isa"), COLUMNS)
+def test_a_row_does_not_depend_on_its_batch(name, act, isa):
+    n, k, m = 64, 96, 140
+    rng = np.random.default_rng(22)
+    w = calls.random_matrix(name, n, k, rng)
+    x = inputs(m, k, rng)
+    whole = run(w, isa, calls.oracle_rows(x, act), np.zeros((m, n), np.float32))
+    for lo, hi in [(0, 1), (5, 7), (130, 135), (20, 140), (139, 140)]:
+        part = run(w, isa, calls.oracle_rows(x[lo:hi], act), np.zeros((hi - lo, n), np.float32))
+        equal(part, whole[lo:hi], f"rows {lo}..{hi}")
+
+
+@pytest.mark.parametrize(("name", "act", "isa"), COLUMNS)
+def test_a_nan_row_stays_alone(name, act, isa):
+    n, k, m = 33, 64, 9
+    rng = np.random.default_rng(23)
+    w = calls.random_matrix(name, n, k, rng)
+    x = inputs(m, k, rng)
+    clean = run(w, isa, calls.oracle_rows(x, act), np.zeros((m, n), np.float32))
+    x[4, 40] = np.nan
+    with np.errstate(invalid="ignore"):
+        got = run(w, isa, calls.oracle_rows(x, act), np.zeros((m, n), np.float32))
+    assert np.isnan(got[4]).all()
+    others = [r for r in range(m) if r != 4]
+    equal(got[others], clean[others])
+
+
+@pytest.mark.parametrize(("name", "act", "isa"), [c for c in COLUMNS if c[0] in calls.GROUPED])
+def test_extreme_codes_and_inputs(name, act, isa):
+    """The largest integer sums that the forms can make, where 16-bit pairs would saturate."""
+    n, k, m = 34, 96, 6
+    rng = np.random.default_rng(24)
+    w = calls.random_matrix(name, n, k, rng)
+    codes = np.where(rng.random((n, k)) < 0.5, 0x80, 0x7F) if name == "w8g32" else None
+    codes = np.full((n, k), 15) if codes is None else codes
+    codes[3] = 0x80 if name == "w8g32" else 0
+    w.codes = codes.astype(np.uint8)
+    if w.zeros is not None:
+        w.zeros[::2] = 0
+        w.zeros[1::2] = 15
+    w.data = calls.pack(name, "scalar", n, k, calls.plain_source(*w_parts(w)))
+    x = np.where(rng.random((m, k)) < 0.5, -1, 1).astype(np.float32)
+    x[0], x[1] = 1, -1
+    x[2] = np.where(np.arange(k) % 2, 1, 0.4961)  # a8x2: lo at both ends
+    got = run(w, isa, calls.oracle_rows(x, act), np.zeros((m, n), np.float32))
+    equal(got, chain(w, x, act))
+
+
+def w_parts(w):
+    return w.codes, w.scales, w.zeros, w.mins
