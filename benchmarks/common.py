@@ -105,3 +105,21 @@ def write(name: str, rows: list[dict[str, Any]], about: dict[str, Any]) -> Path:
             file.write(json.dumps(row | {"machine": about}) + "\n")
     print(f"{len(rows)} rows to {path}", file=sys.stderr)
     return path
+
+
+def copy_stream(threads: int, mib: int = 256) -> float:
+    """Return the best copy bandwidth of `threads` threads over large arrays, GB/s both ways."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    import numpy as np
+
+    size = (mib << 20) // 8 // threads
+    pairs = [(np.zeros(size), np.ones(size)) for _ in range(threads)]
+
+    def sweep(pool: ThreadPoolExecutor) -> None:
+        list(pool.map(lambda p: np.copyto(*p), pairs))
+
+    with ThreadPoolExecutor(threads) as pool:
+        sweep(pool)
+        best = min(seconds(lambda: sweep(pool)) for _ in range(5))
+    return 2 * 8 * size * threads / best / 1e9

@@ -31,7 +31,7 @@ def octavo_round(model: str, threads: int) -> dict[str, Any]:
 
     rng = np.random.default_rng(time.time_ns())
     with octavo.LLM(model, threads=threads) as llm:
-        ids = rng.integers(0, llm.vocab_size, PREFILL + DECODE).tolist()
+        ids = rng.integers(0, llm.spec.vocab, PREFILL + DECODE).tolist()
 
         def prefill(count: int) -> float:
             with llm.sequence() as sequence:

@@ -108,7 +108,7 @@ def run(
         table.notes = [
             f"top-1 and KL(bf16 || scheme): {len(first.kld):,} tokens of the shipped text, "
             f"{100 * first.sealed_fraction:.0f} % of positions read sealed; act {llm.act}",
-            f"rates of one run on {llm.runtime.threads} threads, {llm.runtime.isa}: {llm.runtime.cpu}",
+            f"rates: one run, {llm.runtime.threads} threads, {llm.runtime.isa}, {llm.runtime.cpu}",
         ]
         console.print()
         console.print(table.rich())

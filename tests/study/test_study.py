@@ -38,7 +38,8 @@ def logits_of(ids, positions, noise):
 class FakeSequence:
     def __init__(self, llm):
         self.llm, self.n = llm, 0
-        self.kv = SimpleNamespace(bytes=lambda: {"page_bytes": 64 * 100, "unit_bytes": 16 * 300})
+        ledger = SimpleNamespace(sealed_token_bytes=100, open_token_bytes=300)
+        self.kv = SimpleNamespace(bytes=lambda: ledger)
 
     def append(self, ids, all_logits):
         assert all_logits and len(ids) <= 128

@@ -19,8 +19,6 @@ if TYPE_CHECKING:
     from octavo import LLM
 
 T = TypeVar("T")
-PAGE_TOKENS = 64
-OPEN_UNIT_ROWS = 16  # the open store grows by so many rows
 
 
 @dataclass(frozen=True)
@@ -73,7 +71,7 @@ class Lane:
         ledger = self._sequence.kv.bytes()
         self._sequence.close()
         self._sequence = None
-        return Size(ledger["page_bytes"] / PAGE_TOKENS, ledger["unit_bytes"] / OPEN_UNIT_ROWS)
+        return Size(ledger.sealed_token_bytes, ledger.open_token_bytes)
 
 
 def describe(llm: "LLM") -> dict[str, Any]:
