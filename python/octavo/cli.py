@@ -95,13 +95,15 @@ def generate(args: argparse.Namespace, console: Any) -> int:
 
 
 def chat(args: argparse.Namespace, console: Any) -> int:
+    from .demo import chat_ids
+
     messages = [{"role": "system", "content": args.system}] if args.system else []
     with _open(args) as llm:
         console.print("An empty line or Ctrl-D ends the chat.", style="dim")
         while line := _ask():
             messages.append({"role": "user", "content": line})
             answer = ""
-            for piece in llm.stream(messages, _params(args)):
+            for piece in llm.stream(chat_ids(llm, messages), _params(args)):
                 print(piece, end="", flush=True)
                 answer += piece
             print()

@@ -36,6 +36,12 @@ def sample_text() -> str:
     return (files("octavo") / "data" / "alice.txt").read_text(encoding="ascii")
 
 
+def chat_ids(llm: "LLM", messages: Sequence[dict[str, str]]) -> list[int]:
+    """Return a conversation's token ids in the checkpoint's own template, ready for an answer."""
+    text = llm.tokenizer.apply_chat_template(list(messages), add_generation_prompt=True)
+    return llm.tokenizer.encode(text, add_special=False, parse_special=True)
+
+
 def greedy(llm: "LLM", ids: Sequence[int], count: int = DECODE_TOKENS) -> Sample:
     """Prefill `ids` and decode `count` tokens greedily, timing both.
 
@@ -69,10 +75,7 @@ def run(
     with octavo.LLM(model, threads=threads) as llm:
         console.print(str(llm), highlight=False, markup=False)
         passage = sample_text()[:PASSAGE_CHARS].rpartition(".")[0] + "."
-        prompt = llm.tokenizer.apply_chat_template(
-            [{"role": "user", "content": passage + QUESTION}]
-        )
-        ids = llm.tokenizer.encode(prompt, add_special=False, parse_special=True)
+        ids = chat_ids(llm, [{"role": "user", "content": passage + QUESTION}])
         console.print(
             f"\nPrompt: {len(ids)} tokens, the opening of Alice's Adventures in Wonderland and"
             f"{QUESTION.replace(chr(10), ' ').rstrip('.')}; greedy, {DECODE_TOKENS} tokens\n",
