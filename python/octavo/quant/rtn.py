@@ -122,7 +122,7 @@ def _q4(groups, grid):
     amax = _amax(groups)
     if grid == "ggml":
         signed = np.take_along_axis(groups, np.abs(groups).argmax(axis=2)[..., None], axis=2)
-        exact, least, most = np.where(amax > 0, signed[..., 0], 0) / np.float32(-8), 0, 15
+        exact, least, most = np.where(amax > 0, signed[..., 0], 0) / np.float32(-8) + 0, 0, 15
     elif grid == 7:
         exact, least, most = amax / np.float32(7), 1, 15
     else:

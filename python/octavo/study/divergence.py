@@ -296,6 +296,7 @@ def _lockstep(
     lanes = [Lane(llm) for llm in (base, *llms)]
     parts: list[list[tuple[npt.NDArray, ...]]] = [[] for _ in llms]
     where: list[tuple[int, int, int]] = []
+    following = np.append(ids[1:], np.int32(-1))
     try:
         chunks = [
             (lo // window, lo, min(lo + ROWS, lo - lo % window + window, len(ids)))
@@ -306,13 +307,14 @@ def _lockstep(
             if lo % window == 0:
                 for lane in lanes:
                     lane.start()
-            target = np.append(ids[lo + 1 : hi + 1], [-1] * (hi + 1 - min(hi + 1, len(ids))))
             want = lanes[0].rows(ids[lo:hi])
-            nll_base, top = lanes[0].nll(want, target), lanes[0].argmax(want)
+            nll_base, top = lanes[0].nll(want, following[lo:hi]), lanes[0].argmax(want)
             for lane, part in zip(lanes[1:], parts, strict=True):
                 got = lane.rows(ids[lo:hi])
                 kld = lane.kl(want, got)
-                part.append((kld, nll_base, lane.nll(got, target), top == lane.argmax(got)))
+                part.append(
+                    (kld, nll_base, lane.nll(got, following[lo:hi]), top == lane.argmax(got))
+                )
             where.append((w, lo % window, hi - lo))
     finally:
         sizes = [lane.close() for lane in lanes]
@@ -321,7 +323,7 @@ def _lockstep(
     out = []
     for llm, part, size in zip(llms, parts, sizes[1:], strict=True):
         columns = [np.concatenate(c) for c in zip(*part, strict=True)]
-        law = {"sinks": size.sinks, "recent": size.recent}
+        law = {"sinks": llm.kv.sink_pages, "recent": llm.kv.recent_pages}
         lengths = np.bincount(window_of)
         share = [sealed_fraction(int(n), **law) for n in lengths]
         out.append(

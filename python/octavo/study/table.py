@@ -26,7 +26,7 @@ class Table:
         widths = [max(len(row[i]) for row in lines) for i in range(len(self.columns))]
 
         def line(row: Sequence[str]) -> str:
-            cells = [c.rjust(w) if i else c.ljust(w) for i, (c, w) in enumerate(zip(row, widths))]
+            cells = (f"{c:{'>' if i else '<'}{widths[i]}}" for i, c in enumerate(row))
             return "  ".join(cells).rstrip()
 
         rule = "  ".join("-" * w for w in widths)
