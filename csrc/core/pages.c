@@ -56,7 +56,7 @@ static void describe_part(const oct_part *p, oct_part_info *out)
 oct_status oct_page_at(oct_cache *c, oct_seq seq, int layer, int64_t index, oct_segment segment,
                        oct_page_info *out)
 {
-    place at;
+    place at = {0};
     oct_status status = oct_cache_take(c, "page");
     if (status) return status;
     status = find_page(c, "page", seq, layer, index, segment, &at);
@@ -126,7 +126,7 @@ static void decode_page(const oct_cache *c, const place *at, bool model_basis, f
 oct_status oct_page_decode(oct_cache *c, oct_seq seq, int layer, int64_t index, oct_segment segment,
                            bool model_basis, float *out)
 {
-    place at;
+    place at = {0};
     oct_status status = oct_cache_take(c, "decode");
     if (status) return status;
     status = find_page(c, "decode", seq, layer, index, segment, &at);
@@ -176,7 +176,7 @@ static void copy_page(oct_cache *c, int32_t from, int32_t to)
 
 static oct_status edit_taken(oct_cache *c, oct_seq seq, int64_t index)
 {
-    place at;
+    place at = {0};
     oct_status status = find_page(c, "edit", seq, 0, index, OCT_SEGMENT_K, &at);
     if (status) return status;
     if (at.seq->editing >= 0)

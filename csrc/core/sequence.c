@@ -154,7 +154,7 @@ static oct_status fork_taken(oct_cache *c, oct_sequence *s, oct_seq *out)
 {
     const int64_t entries = entries_of(s), index = s - c->seq;
     const int open = s->length % P ? c->slot[s->table[entries - 1].slot].units : 0;
-    oct_sequence *copy;
+    oct_sequence *copy = NULL;
     oct_status status = oct_pool_reserve_tables(c, "fork", 0, open ? 1 : 0);
     if (!status) status = oct_pool_make_room(c, "fork", (size_t)open * c->unit_bytes);
     if (!status) status = new_sequence(c, "fork", (size_t)entries, &copy);

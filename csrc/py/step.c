@@ -246,7 +246,7 @@ run(const request *r, const oct_state *state, draft *d)
                        .poll_arg = &gil};
     oct_status status;
     OCT_SLOW(&gil, status, oct_step(r->program->handle, r->cache->handle, &a));
-    if (gil.raised) return false; /* the handler's exception is pending, whatever came of the step */
+    if (gil.raised) return false; /* the exception is pending, whatever came of the step */
     if (status) oct_raise(state, status);
     return !status;
 }

@@ -9,7 +9,7 @@
 #include "kernels/weight/grouped.h"
 #include "kernels/weight/tile.h"
 
-enum { SIDE_GROUPS = 512 };
+enum { SIDE_GROUPS = 256 };
 
 typedef union {
     int32_t dot; /* -bias * X: where the integer dot starts */

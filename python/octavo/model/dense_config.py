@@ -1,0 +1,129 @@
+"""Specs of dense decoders from GGUF metadata and from `config.json`, shared by the families.
+
+Every number is range-checked, and a key that asks for something that is not built (experts,
+windows, another activation) is refused by name rather than ignored.
+"""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from octavo.errors import CheckpointError
+
+from .dense import BIASED, GGUF_NAMES, HF_NAMES, biases_in, tensor_uses, vocabulary
+from .fields import MAX_LAYERS, Fields
+from .rope import rope_from_config, rope_from_gguf
+from .spec import ModelSpec
+
+
+def from_gguf(
+    meta: Fields, tensors: Mapping[str, Any], *, qk_norm: bool = False, interleaved: bool = False
+) -> ModelSpec:
+    """Make the spec from keys ``<arch>.*``.
+
+    Parameters
+    ----------
+    meta : Fields
+        The metadata under the prefix ``<arch>.``.
+    tensors : Mapping of str to Tensor
+        For presence and shapes, and the values of ``rope_freqs.weight``.
+    qk_norm : bool
+        Heads of q and k are normalized before RoPE.
+    interleaved : bool
+        The file holds the rows of q and k interleaved.
+    """
+    hidden = meta.integer("embedding_length")
+    heads = meta.integer("attention.head_count")
+    head_dim = meta.integer("attention.key_length", default=None) or _head_dim(meta, hidden, heads)
+    for key in ("attention.value_length", "rope.dimension_count"):
+        meta.refuse(key, (head_dim,), f"a width other than head_dim = {head_dim}")
+    meta.refuse("expert_count", (0,), "a mixture of experts")
+    meta.refuse("attention.sliding_window", (0,), "sliding-window attention")
+    divisors = _rope_divisors(meta, tensors, head_dim)
+    tied = "output.weight" not in tensors
+    spec = ModelSpec(
+        family=meta.prefix.rstrip("."),
+        name=str(meta.values.get("general.name", "")),
+        layers=meta.integer("block_count", most=MAX_LAYERS),
+        hidden=hidden,
+        heads=heads,
+        kv_heads=_kv_heads(meta, "attention.head_count_kv", heads),
+        head_dim=head_dim,
+        ffn=meta.integer("feed_forward_length"),
+        vocab=vocabulary(tensors, GGUF_NAMES, meta.source),
+        context=meta.integer("context_length", most=1 << 40),
+        eps=meta.number("attention.layer_norm_rms_epsilon", 0.0, 1.0),
+        rope=rope_from_gguf(meta, head_dim, divisors),
+        tied=tied,
+        qk_norm=qk_norm,
+        biases=biases_in(tensors, GGUF_NAMES),
+        consumed=() if divisors is None else ("rope_freqs.weight",),
+    )
+    return replace(spec, uses=tensor_uses(spec, GGUF_NAMES, interleaved=interleaved))
+
+
+def from_hf(config: Fields, tensors: Mapping[str, Any], *, qk_norm: bool = False) -> ModelSpec:
+    """Make the spec from a ``config.json``; parameters as in `from_gguf`."""
+    hidden = config.integer("hidden_size")
+    heads = config.integer("num_attention_heads")
+    head_dim = config.integer("head_dim", default=None) or _head_dim(config, hidden, heads)
+    config.refuse("hidden_act", ("silu",), "another activation")
+    config.refuse("mlp_bias", (False,), "a bias in the MLP")
+    config.refuse("use_sliding_window", (False,), "sliding-window attention")
+    tied = config.flag("tie_word_embeddings")
+    skips = [(r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq", "computed from the config")]
+    if tied:
+        skips.append((r"lm_head\.weight", "tied to model.embed_tokens (tie_word_embeddings)"))
+    spec = ModelSpec(
+        family=config.text("model_type", "llama"),
+        name=config.text("_name_or_path"),
+        layers=config.integer("num_hidden_layers", most=MAX_LAYERS),
+        hidden=hidden,
+        heads=heads,
+        kv_heads=_kv_heads(config, "num_key_value_heads", heads),
+        head_dim=head_dim,
+        ffn=config.integer("intermediate_size"),
+        vocab=vocabulary(tensors, HF_NAMES, config.source),
+        context=config.integer("max_position_embeddings", most=1 << 40),
+        eps=config.number("rms_norm_eps", 0.0, 1.0),
+        rope=rope_from_config(config, head_dim),
+        tied=tied,
+        qk_norm=qk_norm,
+        biases=frozenset(BIASED if config.flag("attention_bias") else ()),
+        skips=tuple(skips),
+    )
+    return replace(spec, uses=tensor_uses(spec, HF_NAMES))
+
+
+def _head_dim(fields: Fields, hidden: int, heads: int) -> int:
+    if hidden % heads or hidden // heads % 2:
+        raise CheckpointError(
+            f"{fields.source}: hidden width {hidden} over {heads} heads; "
+            "legal: an even whole number of channels per head, or an explicit head width"
+        )
+    return hidden // heads
+
+
+def _kv_heads(fields: Fields, key: str, heads: int) -> int:
+    kv = fields.integer(key, most=heads, default=heads)
+    if heads % kv:
+        raise fields.bad(key, kv, f"a divisor of the {heads} query heads")
+    return kv
+
+
+def _rope_divisors(
+    meta: Fields, tensors: Mapping[str, Any], head_dim: int
+) -> npt.NDArray[np.float32] | None:
+    stored = tensors.get("rope_freqs.weight")
+    if stored is None:
+        return None
+    if stored.shape != (head_dim // 2,):
+        shape = list(stored.shape)
+        raise meta.bad("rope_freqs.weight", shape, f"a tensor of shape [{head_dim // 2}]")
+    values = stored.dequantize()
+    if not (np.isfinite(values).all() and (values > 0).all()):
+        raise meta.bad("rope_freqs.weight", values.tolist(), "finite divisors above 0")
+    return values

@@ -1,0 +1,188 @@
+"""What a model is, as plain data: its numbers, the tensors it consumes, and its program.
+
+A family file (`llama`, `qwen3`) makes a `ModelSpec` from a checkpoint's metadata; `program_of`
+in `dense` turns it into a flat list of semantic ops over named buffers and named weights. Nothing
+here knows of the C core: `octavo.engine` resolves names to handles.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Rope:
+    """Rotary positions: angle of pair ``i`` at position ``p`` is ``p * freq[i]``.
+
+    Attributes
+    ----------
+    freq : numpy.ndarray of float64, shape (dim / 2,)
+        Each computed in float64 and rounded once to float32, as model code holds it, so that the
+        angles are those the model was trained with; kept as float64 for the product.
+    mscale : float
+        Factor of cosine and sine.
+    half_split : bool
+        Pairs are ``(x[i], x[i + dim/2])``; otherwise ``(x[2i], x[2i+1])``.
+    """
+
+    freq: npt.NDArray[np.float64]
+    mscale: float = 1.0
+    half_split: bool = True
+
+    @property
+    def dim(self) -> int:
+        """Rotated width of a head."""
+        return 2 * len(self.freq)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class TensorUse:
+    """One tensor that the model consumes.
+
+    Attributes
+    ----------
+    role : str
+        Our name, the same for every file format: ``"layers.3.attn.q"``.
+    tensor : str
+        Name in the checkpoint.
+    shape : tuple of int
+        Shape that the tensor must have: (n, k) of a matrix, (n,) of a vector.
+    row_map : numpy.ndarray of int32, shape (n,), optional
+        Stored row of each row of the model, where the file holds rows in another order.
+    """
+
+    role: str
+    tensor: str
+    shape: tuple[int, ...]
+    row_map: npt.NDArray[np.int32] | None = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ModelSpec:
+    """A model's numbers and tensors; everything is checked before any weight is read.
+
+    Attributes
+    ----------
+    skips : tuple of (pattern, reason)
+        Regular expressions of tensors that the model knows and leaves alone.
+    consumed : tuple of str
+        Tensors whose values are already in this spec (RoPE divisors).
+    """
+
+    family: str
+    name: str
+    layers: int
+    hidden: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    ffn: int
+    vocab: int
+    context: int
+    eps: float
+    rope: Rope
+    tied: bool
+    qk_norm: bool = False
+    biases: frozenset[str] = frozenset()
+    uses: tuple[TensorUse, ...] = ()
+    skips: tuple[tuple[str, str], ...] = ()
+    consumed: tuple[str, ...] = ()
+
+    @property
+    def parameters(self) -> int:
+        """Number of weights (a tied matrix counted once)."""
+        return sum(int(np.prod(use.shape)) for use in self.uses)
+
+    @property
+    def cache_layers(self) -> tuple["LayerShape", ...]:
+        """Shape of each layer's keys and values."""
+        return (LayerShape(self.kv_heads, self.head_dim, self.head_dim),) * self.layers
+
+
+@dataclass(frozen=True, slots=True)
+class LayerShape:
+    """Widths of one layer's cache: of one head."""
+
+    kv_heads: int
+    k_width: int
+    v_width: int
+
+
+@dataclass(frozen=True, slots=True)
+class Op:
+    """One semantic op. Buffers and weights are names; ``None`` means absent.
+
+    ``kind`` is a name of the core's `oct_op_kind`; what each field means is written there.
+    """
+
+    kind: str
+    inputs: tuple[str, ...] = ()
+    out: tuple[str, ...] = ()
+    w: tuple[str, ...] = ()
+    bias: tuple[str | None, ...] = ()
+    norm: str | None = None
+    q_norm: str | None = None
+    k_norm: str | None = None
+    eps: float = 0.0
+    scale: float = 1.0
+    layer: int = 0
+    heads: int = 0
+    rope: int = -1
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Program:
+    """A flat list of ops over float32 row buffers.
+
+    Attributes
+    ----------
+    buffers : dict of str to int
+        Width of each buffer, in order.
+    taps : dict of str to (int, str)
+        What `capture` can see: name to (index of the op, buffer just after it).
+    """
+
+    buffers: dict[str, int]
+    ops: tuple[Op, ...]
+    ropes: tuple[Rope, ...]
+    taps: dict[str, tuple[int, str]] = field(default_factory=dict)
+
+    def lowered(self, ids: dict[str, int]) -> dict[str, Any]:
+        """Return the core's own description, with weight names replaced by handles.
+
+        Parameters
+        ----------
+        ids : dict of str to int
+            Handle of every matrix and vector by role.
+
+        Returns
+        -------
+        dict
+            Keyword arguments ``widths``, ``ops`` and ``ropes`` of ``_core.Program``.
+        """
+        at = {name: i for i, name in enumerate(self.buffers)}
+        ropes = [
+            {"freq": r.freq, "dim": r.dim, "mscale": r.mscale, "half_split": r.half_split}
+            for r in self.ropes
+        ]
+        ops = [_lower(op, at, ids) for op in self.ops]
+        return {"widths": list(self.buffers.values()), "ops": ops, "ropes": ropes}
+
+
+def _lower(op: Op, at: dict[str, int], ids: dict[str, int]) -> dict[str, Any]:
+    def handle(name: str | None) -> int:
+        return -1 if name is None else ids[name]
+
+    inputs = [at[name] for name in op.inputs] + [-1] * (3 - len(op.inputs))
+    out: dict[str, Any] = {"kind": op.kind, "in": inputs[0], "in2": inputs[1], "in3": inputs[2]}
+    out["out"] = [at[name] for name in op.out]
+    out["n_out"] = len(op.out)
+    out["w"] = [handle(name) for name in op.w]
+    out["bias"] = [handle(name) for name in op.bias]
+    for name in ("norm", "q_norm", "k_norm"):
+        out[name] = handle(getattr(op, name))
+    for name in ("eps", "scale", "layer", "heads", "rope"):
+        out[name] = getattr(op, name)
+    return out

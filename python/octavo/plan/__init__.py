@@ -1,0 +1,1 @@
+"""What the machine offers and what a plan on it costs."""
