@@ -85,6 +85,7 @@ static void claim(oct_pool *p, int lane)
         if (lo >= p->n) return;
         const size_t hi = p->n - lo < p->grain ? p->n : lo + p->grain;
         p->fn(p->ctx, lo, hi, lane);
+        if (lane == 0 && p->poll && oct_cancel_due()) atomic_store(&p->cancel, true);
         if (lane == 0 && p->poll && now_ns() - p->polled_ns > POLL_NS) {
             if (p->poll(p->poll_arg)) atomic_store(&p->cancel, true);
             p->polled_ns = now_ns();
