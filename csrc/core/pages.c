@@ -132,7 +132,11 @@ oct_status oct_page_decode(oct_cache *c, oct_seq seq, int layer, int64_t index, 
     status = find_page(c, "decode", seq, layer, index, segment, &at);
     void *lane = status ? NULL : oct_alloc(OCT_TAG_SCRATCH, 1, OCT_LANE_BYTES);
     if (!status && !lane) status = oct_fail_memory("decode", "its scratch");
-    if (!status) decode_page(c, &at, model_basis, out, lane);
+    if (!status) {
+        const oct_fp_word host = oct_fp_enter();
+        decode_page(c, &at, model_basis, out, lane);
+        oct_fp_leave(host);
+    }
     oct_free(lane);
     oct_cache_drop(c);
     return status;

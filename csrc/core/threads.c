@@ -14,25 +14,23 @@
 #if defined(__x86_64__)
 #include <xmmintrin.h>
 #define RELAX() _mm_pause()
-typedef unsigned int fp_word;
-static fp_word fp_enter(void)
+oct_fp_word oct_fp_enter(void)
 {
-    const fp_word old = _mm_getcsr();
+    const oct_fp_word old = _mm_getcsr();
     _mm_setcsr(0x1F80); /* all exceptions masked, nearest, no FTZ, no DAZ */
     return old;
 }
-static void fp_leave(fp_word old)
+void oct_fp_leave(oct_fp_word old)
 {
     _mm_setcsr(old);
 }
 #else
 #define RELAX() ((void)0)
-typedef int fp_word;
-static fp_word fp_enter(void)
+oct_fp_word oct_fp_enter(void)
 {
     return 0;
 }
-static void fp_leave(fp_word old)
+void oct_fp_leave(oct_fp_word old)
 {
     (void)old;
 }
@@ -67,7 +65,7 @@ struct oct_pool {
     int (*poll)(void *); /* of the step that owns the pool */
     void *poll_arg;
     int64_t polled_ns;
-    fp_word host_fp;
+    oct_fp_word host_fp;
 };
 
 static int64_t now_ns(void)
@@ -85,6 +83,7 @@ static void claim(oct_pool *p, int lane)
         if (lo >= p->n) return;
         const size_t hi = p->n - lo < p->grain ? p->n : lo + p->grain;
         p->fn(p->ctx, lo, hi, lane);
+        if (lane == 0 && p->poll && oct_cancel_due()) atomic_store(&p->cancel, true);
         if (lane == 0 && p->poll && now_ns() - p->polled_ns > POLL_NS) {
             if (p->poll(p->poll_arg)) atomic_store(&p->cancel, true);
             p->polled_ns = now_ns();
@@ -107,7 +106,7 @@ static void *work(void *arg)
     struct oct_lane_start *s = arg;
     oct_pool *p = s->pool;
     uint64_t seen = 0;
-    fp_enter();
+    oct_fp_enter();
     while (!atomic_load(&p->stop)) {
         const uint64_t e = atomic_load(&p->epoch);
         if (e != seen && (e & 1)) {
@@ -241,7 +240,7 @@ void oct_pool_enter(oct_pool *p, int (*poll)(void *), void *poll_arg)
     p->poll = poll;
     p->poll_arg = poll_arg;
     p->polled_ns = now_ns();
-    p->host_fp = fp_enter();
+    p->host_fp = oct_fp_enter();
 }
 
 bool oct_pool_cancelled(const oct_pool *p)
@@ -251,7 +250,7 @@ bool oct_pool_cancelled(const oct_pool *p)
 
 void oct_pool_leave(oct_pool *p)
 {
-    fp_leave(p->host_fp);
+    oct_fp_leave(p->host_fp);
     p->poll = NULL;
     pthread_mutex_unlock(&p->owner);
 }

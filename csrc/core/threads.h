@@ -29,6 +29,12 @@ void oct_pool_enter(oct_pool *, int (*poll)(void *), void *poll_arg);
 bool oct_pool_cancelled(const oct_pool *);
 void oct_pool_leave(oct_pool *);
 
+/* The control word alone, for short work on the calling thread. It never waits, so that a caller
+ * may hold a host lock that a running step's poll needs. */
+typedef unsigned int oct_fp_word;
+oct_fp_word oct_fp_enter(void);
+void oct_fp_leave(oct_fp_word);
+
 void oct_parallel(oct_pool *, size_t n, size_t grain, oct_task_fn, void *ctx);
 
 #endif
