@@ -172,6 +172,7 @@ static void init_fresh(oct_pool *p)
     atomic_store(&p->inside, 0);
     atomic_store(&p->sleepers, 0);
     atomic_store(&p->cancel, false);
+    atomic_store(&p->stop, false);
     pthread_mutex_init(&p->sleep_lock, NULL);
     pthread_mutex_init(&p->owner, NULL);
     pthread_cond_init(&p->wake, NULL);
@@ -229,14 +230,33 @@ int oct_pool_threads(const oct_pool *p)
     return p->threads;
 }
 
+/* Takes the lock. A call that may be cancelled looks at its signals meanwhile, since the step that it
+ * waits for may be long; true if they say cancel. */
+static bool wait_for_turn(oct_pool *p, int (*poll)(void *), void *poll_arg)
+{
+    bool cancelled = false;
+    if (!poll) {
+        pthread_mutex_lock(&p->owner);
+        return false;
+    }
+    for (int64_t polled = now_ns(); pthread_mutex_trylock(&p->owner);) {
+        const struct timespec nap = {0, 200000};
+        nanosleep(&nap, NULL);
+        if (cancelled || now_ns() - polled < POLL_NS) continue;
+        cancelled = poll(poll_arg) != 0;
+        polled = now_ns();
+    }
+    return cancelled;
+}
+
 void oct_pool_enter(oct_pool *p, int (*poll)(void *), void *poll_arg)
 {
     if (p->pid != getpid()) { /* forked: the workers and whoever held the locks are gone */
         oct_mem_note(OCT_TAG_THREADS, 0, -p->started);
         init_fresh(p);
     }
-    pthread_mutex_lock(&p->owner);
-    atomic_store(&p->cancel, false);
+    const bool cancelled = wait_for_turn(p, poll, poll_arg);
+    atomic_store(&p->cancel, cancelled);
     p->poll = poll;
     p->poll_arg = poll_arg;
     p->polled_ns = now_ns();
