@@ -6,6 +6,7 @@ import pickle
 import subprocess
 import sys
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -66,9 +67,7 @@ def test_close_is_idempotent_and_methods_then_raise(kit):
         lambda: runtime.topk(x, 1),
         lambda: runtime.sample(x, np.zeros(2)),
         lambda: weights.vector(x[0]),
-        lambda: weights.matrix(
-            "f32", 2, 3, x, source="values", values_type="f32", row_stride=12
-        ),
+        lambda: weights.matrix("f32", 2, 3, x, source="values", values_type="f32", row_stride=12),
         lambda: weights.info(0),
         lambda: weights.unpack(0),
         lambda: weights.rows(0, ids(0)),
@@ -355,6 +354,7 @@ def test_close_during_a_long_call_is_busy(monkeypatch):
             runtime.threads = 1
         except BusyError:
             inside = True
+    time.sleep(0.05)  # it has let go of the GIL, and now takes the cache
     for call in (
         cache.close,
         program.close,

@@ -101,9 +101,7 @@ def test_products_that_wrap_are_refused(weights, name, huge):
 def test_huge_shapes_are_refused(weights):
     for n, k in [(2**31 - 1, 4), (1, 2**31 - 1), (2**31 - 1, 2**31 - 1)]:
         with pytest.raises(ValueError):
-            weights.matrix(
-                "f32", n, k, bytes(64), source="values", values_type="f32", row_stride=4
-            )
+            weights.matrix("f32", n, k, bytes(64), source="values", values_type="f32", row_stride=4)
     for n, k in [(0, 4), (4, 0), (2**31, 4)]:
         with pytest.raises(ValueError, match="must lie in"):
             weights.matrix("f32", n, k, bytes(64), row_stride=4)
