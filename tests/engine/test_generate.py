@@ -86,7 +86,9 @@ def test_preemption_happens_and_user_sequences_stay(llm, ids):
 def test_hopeless_requests_are_refused_before_any_work(llm, ids):
     with llm.variant(memory=200_000) as tight:
         seen = []
-        params = SamplingParams(max_tokens=1900, logits_processors=[lambda t, x: seen.append(1) or x])
+        params = SamplingParams(
+            max_tokens=1900, logits_processors=[lambda t, x: seen.append(1) or x]
+        )
         with pytest.raises(OutOfPages, match=r"request 1 .* pages are available") as caught:
             tight.generate([ids[:4], ids[:20]], [GREEDY, params])
         assert caught.value.needed > caught.value.available and not seen
@@ -147,7 +149,12 @@ def test_eos_ends_unless_ignored(llm, ids):
     eos = next(iter(llm.eos_ids))
     bias = {eos: 100.0}
     out = llm.generate(ids[:9], SamplingParams(temperature=0, logit_bias=bias))[0].outputs[0]
-    assert (out.token_ids, out.finish_reason, out.stop_reason, out.text) == ([eos], "stop", None, "")
+    assert (out.token_ids, out.finish_reason, out.stop_reason, out.text) == (
+        [eos],
+        "stop",
+        None,
+        "",
+    )
     params = SamplingParams(temperature=0, logit_bias=bias, ignore_eos=True, max_tokens=3)
     assert tokens(llm.generate(ids[:9], params)) == [[[eos] * 3]]
 
@@ -363,4 +370,6 @@ def test_interrupts_close_the_requests(llm, ids, at):
     with pytest.raises(KeyboardInterrupt), Interrupt(llm._stepper, at, True):
         llm.generate(prompts(ids), mixed())
     assert llm._pool.core.ledger()["sequences"] == sequences
-    assert tokens(llm.generate(prompts(ids), mixed())) == tokens(llm.generate(prompts(ids), mixed()))
+    assert tokens(llm.generate(prompts(ids), mixed())) == tokens(
+        llm.generate(prompts(ids), mixed())
+    )

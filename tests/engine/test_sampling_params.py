@@ -11,7 +11,9 @@ def test_defaults_are_vllms():
     p = SamplingParams()
     assert (p.n, p.temperature, p.top_p, p.top_k, p.min_p) == (1, 1.0, 1.0, 0, 0.0)
     assert (p.max_tokens, p.min_tokens, p.seed, p.logprobs) == (16, 0, None, None)
-    assert repr(SamplingParams(temperature=0, stop="x")) == "SamplingParams(temperature=0, stop='x')"
+    assert (
+        repr(SamplingParams(temperature=0, stop="x")) == "SamplingParams(temperature=0, stop='x')"
+    )
 
 
 @pytest.mark.parametrize(("name", "values"), [
