@@ -170,7 +170,7 @@ def _print(result: Any, args: argparse.Namespace, console: Any) -> int:
     if args.json:
         print(result.to_json())
     else:
-        console.print(result.table().rich())
+        result.table().show(console)
     return 0
 
 

@@ -77,8 +77,8 @@ def run(
         passage = sample_text()[:PASSAGE_CHARS].rpartition(".")[0] + "."
         ids = chat_ids(llm, [{"role": "user", "content": passage + QUESTION}])
         console.print(
-            f"\nPrompt: {len(ids)} tokens, the opening of Alice's Adventures in Wonderland and"
-            f"{QUESTION.replace(chr(10), ' ').rstrip('.')}; greedy, {DECODE_TOKENS} tokens\n",
+            f"\nPrompt ({len(ids)} tokens): the opening of Alice's Adventures in Wonderland, then "
+            f"'{QUESTION.strip()}' Greedy, {DECODE_TOKENS} tokens:\n",
             highlight=False,
         )
         variants = {kv: llm if kv == "bf16" else llm.variant(kv=kv) for kv in SCHEMES}
@@ -114,7 +114,7 @@ def run(
             f"rates: one run, {llm.runtime.threads} threads, {llm.runtime.isa}, {llm.runtime.cpu}",
         ]
         console.print()
-        console.print(table.rich())
+        table.show(console)
         for variant in variants.values():
             variant.close()
     return 0

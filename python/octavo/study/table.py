@@ -58,6 +58,13 @@ class Table:
             out.add_row(*(Text(c) for c in cells))
         return out
 
+    def show(self, console: Any) -> None:
+        """Print to a `rich.console.Console`: with borders on a terminal, else as plain text."""
+        if console.is_terminal:
+            console.print(self.rich())
+        else:
+            console.print(str(self), highlight=False, markup=False, soft_wrap=True)
+
 
 def figure(x: float, digits: int = 3) -> str:
     """Format a figure: `digits` significant ones, plain where that is short, else with exponent."""
