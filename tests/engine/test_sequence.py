@@ -87,6 +87,20 @@ def test_a_bf16_history_reencodes_to_its_own_bytes(llm, ids):
     assert digest(same) == digest(a)
 
 
+@pytest.mark.core
+@pytest.mark.parametrize("kv", ["int8", "int4", "int4-had", "f32:int4-had0"])
+def test_reencoding_gives_the_bytes_of_running(llm, ids, kv):
+    """Layer 0 sees the same rows in every scheme, so its re-encoded pages are those of a run."""
+    with llm.variant(kv=kv) as model:
+        ran, forked = model.prefill(ids[:150]), llm.prefill(ids[:150]).fork(kv=kv)
+        for index in range(3):
+            a, b = (s.kv.page(0, index) for s in (ran, forked))
+            for side in ("k", "v"):
+                x, y = (getattr(p, side) for p in (a, b))
+                if x.format != "f32":  # a bf16 history has no more than bf16 to give
+                    assert x.dequantize().tobytes() == y.dequantize().tobytes()
+
+
 def test_tokens_text_and_repr(llm, ids):
     a = llm.prefill(ids[:5])
     assert a.tokens.dtype == np.int32 and a.tokens.tolist() == ids[:5]
