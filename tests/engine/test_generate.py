@@ -1,4 +1,4 @@
-"""Generation: equal to the solo run bit for bit, whatever batch, memory and order; sampling rules."""
+"""Generation: equal to the solo run bit for bit in any batch, memory and order; sampling rules."""
 
 import numpy as np
 import pytest
@@ -21,10 +21,18 @@ def prompts(ids, count=9):
 
 def mixed(count=9):
     return [
-        SamplingParams(temperature=0.9 * (i % 3), seed=i, max_tokens=3 + 7 * (i % 4), top_k=40 * (i % 2),
-                       top_p=0.9, n=1 + (i % 3 == 1), ignore_eos=True, logprobs=2 if i % 4 == 3 else None)
+        SamplingParams(
+            temperature=0.9 * (i % 3),
+            seed=i,
+            max_tokens=3 + 7 * (i % 4),
+            top_k=40 * (i % 2),
+            top_p=0.9,
+            n=1 + (i % 3 == 1),
+            ignore_eos=True,
+            logprobs=2 if i % 4 == 3 else None,
+        )
         for i in range(count)
-    ]  # fmt: skip
+    ]
 
 
 def test_greedy_equals_stepping_by_hand(llm, ids):
@@ -101,8 +109,9 @@ def test_prefix_pages_are_shared_and_change_nothing(llm, ids):
     with llm.variant(kv="int8") as model, llm.variant(kv="int8") as cold:
         cold._pool.prefix = False
         for cut in (63, 64, 65, 128, 200):
-            warm = model.generate([ids[:200], ids[:cut] + [5, 6, 7]], GREEDY)
-            assert tokens(warm) == tokens(cold.generate([ids[:200], ids[:cut] + [5, 6, 7]], GREEDY))
+            asked = [ids[:200], [*ids[:cut], 5, 6, 7]]
+            warm = model.generate(asked, GREEDY)
+            assert tokens(warm) == tokens(cold.generate(asked, GREEDY))
         assert warm[0].num_cached_tokens == 192
         assert cold.generate([ids[:200]], GREEDY)[0].num_cached_tokens == 0
         with model.capture("norm") as taps:
@@ -268,9 +277,8 @@ def test_prompt_logprobs_equal_score(llm, ids, count):
     assert len(found) == count and found[0] is None
     got = [d[i].logprob for d, i in zip(found[1:], ids[1:count], strict=True)]
     np.testing.assert_allclose(got, llm.score(ids[:count]), atol=1e-5)
-    assert tokens(out) == tokens([llm.generate(ids[:count], GREEDY)[0]])[:0] + [
-        [[*tokens(llm.generate(ids[:count], GREEDY))[0][0][:3]]], tokens(llm.generate(ids[:60], GREEDY))[0],
-    ]  # fmt: skip
+    alone = tokens(llm.generate([ids[:count], ids[:60]], GREEDY))
+    assert tokens(out) == [[alone[0][0][:3]], alone[1]]
     assert out[0].num_cached_tokens == 0, "scored prompts never read the index"
 
 
@@ -322,7 +330,8 @@ def test_processors_cannot_use_the_model_and_may_fail(llm, ids):
     llm.generate(ids[:9], SamplingParams(max_tokens=1, logits_processors=[greedy_for_more]))
     assert len(caught) == 3
     for bad, error in ((lambda t, x: 1 / 0, ZeroDivisionError), (lambda t, x: x[:5], TypeError),
-                       (lambda t, x: None, TypeError), (lambda t, x: x > 0, TypeError)):  # fmt: skip
+                       (lambda t, x: None, TypeError),
+                       (lambda t, x: x > 0, TypeError)):  # fmt: skip
         with pytest.raises(error):
             llm.generate(ids[:9], SamplingParams(max_tokens=1, logits_processors=[bad]))
         assert llm._pool.core.ledger()["sequences"] <= 40

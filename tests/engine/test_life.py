@@ -113,7 +113,8 @@ def test_a_failed_open_leaks_nothing(tiny_llama, tmp_path):
                        ({"threads": True}, TypeError), ({"max_rows": 0}, ValueError),
                        ({"max_rows": 1 << 40}, ValueError), ({"context": 4096}, ValueError),
                        ({"context": 0}, ValueError), ({"memory": "lots"}, ValueError),
-                       ({"kv": "int4,layer5=bf16"}, ValueError), ({"kv": "nvfp4"}, UnsupportedError),
+                       ({"kv": "int4,layer5=bf16"}, ValueError),
+                       ({"kv": "nvfp4"}, UnsupportedError),
                        ({"tokenizer": tmp_path}, Exception)):  # fmt: skip
         with pytest.raises(error):
             octavo.LLM(tiny_llama, progress=False, **bad)
@@ -190,7 +191,8 @@ def test_import_is_light_and_lazy():
     code = (
         "import sys, octavo; heavy = {'numpy', 'tokenizers', 'jinja2', 'tqdm', 'octavo._core'};"
         "assert not heavy & set(sys.modules), heavy & set(sys.modules);"
-        "assert set(octavo.__all__) <= set(dir(octavo)); [getattr(octavo, n) for n in octavo.__all__];"
+        "assert set(octavo.__all__) <= set(dir(octavo));"
+        "[getattr(octavo, n) for n in octavo.__all__];"
         "octavo.__version__; assert 'numpy' in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)

@@ -89,7 +89,7 @@ def test_places_are_checked(llm, ids, layer, index, error):
 @pytest.mark.core
 @pytest.mark.parametrize("kv", ["int8", "int4-had", "f32"])
 def test_an_edit_changes_the_next_attention_as_numpy_says(kv):
-    """On user arrays, where queries are ours: change codes, and attend over what pages decode to."""
+    """On user arrays, where queries are ours: change codes, attend over what pages decode to."""
     rng = np.random.default_rng(0)
     k, v = (rng.standard_normal((1, 128, 2, 32)).astype(np.float32) for _ in "kv")
     q = rng.standard_normal((3, 4, 32)).astype(np.float32)

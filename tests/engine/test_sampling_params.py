@@ -1,4 +1,4 @@
-"""SamplingParams: vLLM's names and defaults, and every hostile value refused with a text that helps."""
+"""SamplingParams: vLLM's names and defaults, and hostile values refused by name."""
 
 import pytest
 
@@ -19,7 +19,8 @@ def test_defaults_are_vllms():
 @pytest.mark.parametrize(("name", "values"), [
     ("temperature", [-1, NAN, INF, -1e-9]), ("top_p", [-0.1, 1.1, NAN]), ("top_k", [-2, 1 << 40]),
     ("min_p", [-0.1, 1.5, NAN]), ("presence_penalty", [2.1, -2.1, NAN]),
-    ("frequency_penalty", [3, INF]), ("repetition_penalty", [0, -1, NAN, INF]), ("n", [0, -1, 10**6]),
+    ("frequency_penalty", [3, INF]), ("repetition_penalty", [0, -1, NAN, INF]),
+    ("n", [0, -1, 10**6]),
     ("max_tokens", [0, -1, 1 << 64]), ("min_tokens", [-1, 17]), ("seed", [-1, 1 << 64]),
     ("logprobs", [-2]), ("prompt_logprobs", [-2]), ("stop", ["", ["a", ""]]),
     ("stop_token_ids", [[-1], [1 << 40]]), ("logit_bias", [{-1: 0}, {1: 101}, {1: NAN}]),
@@ -33,7 +34,8 @@ def test_values_out_of_range(name, values):
 @pytest.mark.parametrize(("name", "values"), [
     ("temperature", ["1", None, True]), ("top_p", [None, [1]]), ("top_k", [1.0, True, None]),
     ("n", [1.0, True, None]), ("max_tokens", [1.5, "9"]), ("min_tokens", [None]), ("seed", [1.0]),
-    ("logprobs", [True, 1.0]), ("stop", [1, [1], b"x"]), ("stop_token_ids", [1, "1", [True], [1.0]]),
+    ("logprobs", [True, 1.0]), ("stop", [1, [1], b"x"]),
+    ("stop_token_ids", [1, "1", [True], [1.0]]),
     ("ignore_eos", [1, None]), ("logit_bias", [[1], {"1": 1}, {1: "1"}, {True: 1}]),
     ("logits_processors", [[1]]), ("skip_special_tokens", ["no"]),
 ])  # fmt: skip
@@ -61,7 +63,8 @@ def test_greedy():
 
 def test_extremes_that_are_legal(llm, ids):
     for p in (
-        {"temperature": 1e-4}, {"temperature": 1e6}, {"top_k": 10**6}, {"top_k": -1}, {"min_p": 1.0},
+        {"temperature": 1e-4}, {"temperature": 1e6}, {"top_k": 10**6}, {"top_k": -1},
+        {"min_p": 1.0},
         {"max_tokens": (1 << 63) - 1, "stop_token_ids": list(range(300))},
         {"stop": [f"stop{i}" for i in range(20_000)], "max_tokens": 2},
         {"logit_bias": {i: -100.0 for i in range(300)}, "max_tokens": 2},

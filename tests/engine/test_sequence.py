@@ -187,7 +187,7 @@ def test_out_of_pages_leaves_the_sequence(llm, ids):
 
 
 def test_steps_shrink_where_pages_are_short(llm, ids):
-    """A long chunk is held open and sealed at once; smaller steps need less, and give equal bits."""
+    """A long chunk is held open and sealed at once; smaller steps need less, with equal bits."""
     with llm.variant(kv="int4", max_rows=256) as roomy:
         want = roomy.prefill(ids[:256])
         needed = roomy._pool.core.bytes_for(256)

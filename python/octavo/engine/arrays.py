@@ -78,7 +78,8 @@ class Cache:
         shape = LayerShape(kv_heads, head_dim, v_dim or head_dim)
         self.kv = KVScheme.parse(kv)
         self.runtime = default_runtime(threads)
-        self._pool = Pool(self.runtime, (shape,) * layers, self.kv, parse_bytes(memory))  # fmt: skip
+        budget = parse_bytes(memory)
+        self._pool = Pool(self.runtime, (shape,) * layers, self.kv, budget)
         self.first = CacheSequence(self._pool, self._pool.core.open())
 
     def sequence(self) -> "CacheSequence":
