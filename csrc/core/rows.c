@@ -77,7 +77,7 @@ oct_status oct_step_reserve(oct_cache *c, const char *operation, oct_part_of_ste
     size_t pages = 0, slots = 0, units = 0;
     oct_status status = OCT_OK;
     for (int i = 0; i < count && !status; i++) {
-        if (part[i].start + (int64_t)part[i].n > (int64_t)INT32_MAX * P / 2)
+        if (part[i].start + (int64_t)part[i].n > OCT_MAX_TOKENS)
             return oct_fail(OCT_E_VALUE, "%s: %lld tokens are more than a sequence can hold",
                             operation, (long long)(part[i].start + part[i].n));
         const demand d = demand_of(c, part[i].start, part[i].n);
@@ -87,9 +87,8 @@ oct_status oct_step_reserve(oct_cache *c, const char *operation, oct_part_of_ste
         status = grow_table(part[i].seq, operation, pages_of(part[i].start + part[i].n));
     }
     if (status) return status;
-    status = oct_pool_make_room(c, operation, pages * c->page_bytes + units * c->unit_bytes);
-    if (!status) status = oct_pool_reserve_tables(c, operation, pages, slots);
-    if (!status && c->prefix) status = oct_prefix_reserve(c, operation, pages);
+    if (c->prefix) status = oct_prefix_reserve(c, operation, pages);
+    if (!status) status = oct_pool_reserve(c, operation, pages, slots, units);
     if (status) return status;
     for (int i = 0; i < count; i++) take_for(c, &part[i]);
     return OCT_OK;

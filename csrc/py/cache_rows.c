@@ -221,7 +221,7 @@ oct_cache_py_page(oct_py_cache *self, PyObject *args, PyObject *kwargs)
     const oct_status status = page_at(self, &at, &info);
     oct_gate_leave(&self->gate);
     return status ? oct_raise(oct_state_of(self), status)
-                  : oct_page_new(self, at.seq, &info, false);
+                  : oct_page_new(self, &info, false);
 }
 
 /* The edit ends with the Page; if there is to be none, it ends here. */
@@ -236,16 +236,13 @@ oct_cache_py_edit(oct_py_cache *self, PyObject *args, PyObject *kwargs)
         !read_place(self, from, &at) || !oct_cache_enter(self, "Cache.edit"))
         return NULL;
     oct_page_info info;
-    oct_status status = oct_page_edit(self->handle, at.seq, at.index);
-    const bool editing = !status;
-    if (editing) status = page_at(self, &at, &info);
+    const oct_status status =
+        oct_page_edit(self->handle, at.seq, at.layer, at.index, at.segment, &info);
     if (status)
         oct_raise(oct_state_of(self), status);
-    else if (!info.sealed)
-        PyErr_SetString(PyExc_ValueError, "edit: the page is open; only sealed pages are edited");
     else
-        page = oct_page_new(self, at.seq, &info, true);
-    if (editing && !page) oct_page_edit_end(self->handle, at.seq);
+        page = oct_page_new(self, &info, true);
+    if (!status && !page) oct_page_edit_end(self->handle, info.page);
     oct_gate_leave(&self->gate);
     return page;
 }

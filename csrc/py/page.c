@@ -5,14 +5,13 @@
 #include "csrc/py/core.h"
 
 PyObject *
-oct_page_new(oct_py_cache *cache, oct_seq seq, const oct_page_info *info, bool writable)
+oct_page_new(oct_py_cache *cache, const oct_page_info *info, bool writable)
 {
     PyTypeObject *type = oct_state_of(cache)->page;
     oct_py_page *self = (oct_py_page *)type->tp_alloc(type, 0);
     if (!self) return NULL;
     self->cache = (oct_py_cache *)Py_NewRef((PyObject *)cache);
     self->info = *info;
-    self->seq = seq;
     self->writable = writable;
     return (PyObject *)self;
 }
@@ -25,11 +24,11 @@ page_traverse(oct_py_page *self, visitproc visit, void *arg)
     return 0;
 }
 
-static oct_status
+static void
 end_edit(oct_py_page *self)
 {
-    if (!self->writable || self->closed || oct_gate_closed(&self->cache->gate)) return OCT_OK;
-    return oct_page_edit_end(self->cache->handle, self->seq);
+    if (self->writable && !self->closed && self->cache->handle)
+        oct_page_edit_end(self->cache->handle, self->info.page);
 }
 
 static void
@@ -53,8 +52,7 @@ page_close(oct_py_page *self, PyObject *ignored)
                             "Page.close: %d writable arrays of the page are alive; delete them "
                             "first, nothing was changed",
                             self->views);
-    const oct_status status = end_edit(self);
-    if (status) return oct_raise(oct_state_of(self), status);
+    end_edit(self);
     self->closed = true;
     Py_RETURN_NONE;
 }
