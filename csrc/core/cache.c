@@ -230,6 +230,7 @@ oct_status oct_cache_ledger(oct_cache *c, oct_ledger *out)
 {
     const oct_status status = oct_cache_take(c, "ledger");
     if (status) return status;
+    oct_pool_reclaim(c); /* pages whose last view went since */
     *out = (oct_ledger){
         .sealed = (size_t)c->sealed_pages * c->page_bytes,
         .open = (size_t)c->open_units * c->unit_bytes,
