@@ -182,10 +182,12 @@ oct_status oct_page_decode(oct_cache *, oct_seq, int layer, int64_t index, oct_s
                            bool model_basis, float *out);
 oct_status oct_page_pin(oct_cache *, uint64_t page, uint64_t generation);
 void oct_page_unpin(oct_cache *, uint64_t page); /* any thread, also while a step runs */
-/* A private, writable copy if shared; marks the sequence as edited (never indexed). The page stays
- * exclusive until oct_page_edit_end: steps on its cache answer OCT_E_BUSY meanwhile. */
-oct_status oct_page_edit(oct_cache *, oct_seq, int64_t index);
-oct_status oct_page_edit_end(oct_cache *, oct_seq);
+/* As oct_page_at, of a page that is the sequence's own and writable through `data`: copied if it was
+ * shared. Marks the sequence as edited (never indexed). Until oct_page_edit_end, which any thread
+ * may call, also while a step runs, calls on the sequence answer OCT_E_BUSY. */
+oct_status oct_page_edit(oct_cache *, oct_seq, int layer, int64_t index, oct_segment,
+                         oct_page_info *out);
+void oct_page_edit_end(oct_cache *, uint64_t page);
 
 /* [slow] Append n tokens' rows (float32, model basis) to every layer: k [layers][n][kv_heads]
  * [k_width], v alike; layers of different shapes follow each other without padding. With q
@@ -305,6 +307,8 @@ double oct_uniform(uint64_t seed, uint64_t sequence, uint64_t position);
 /* Fail the nth fallible call from now (1 = the next), once or from then on; 0 disarms. */
 void oct_fault(int64_t nth, bool from);
 int64_t oct_fault_count(void); /* fallible calls since the last oct_fault */
+/* Cancel a step at the nth tile boundary of its calling thread from now; 0 disarms. */
+void oct_cancel_after(int64_t nth);
 #endif
 
 #endif

@@ -6,6 +6,7 @@
  * (o, m, l), chunks fold in order inside a super-chunk of 4,096 tokens, those inside a run of
  * 32,768, and runs into the result. The fold order depends on positions alone, so it does not
  * matter whether one lane walks all chunks or each chunk is its own task. */
+#include <limits.h>
 #include <math.h>
 #include <string.h>
 
@@ -128,6 +129,9 @@ oct_status oct_attend_fit(oct_attend_scratch **scratch, const oct_cache *c, cons
     const int width = widest(c), queries = heads > QUERIES ? heads : QUERIES;
     const int64_t chunks = (tokens + CHUNK - 1) / CHUNK;
     size_t split = 0;
+    if (rows > INT_MAX / heads)
+        return oct_fail(OCT_E_VALUE, "%s: %lld rows of %d heads are more than one call takes",
+                        operation, (long long)rows, heads);
     if (rows <= QUERIES && chunks > 1 && c->rt->threads > 1 &&
         (!oct_mul((size_t)rows * (size_t)heads * ((size_t)width + 2), (size_t)chunks, &split) ||
          split > SPLIT_BYTES / sizeof(float)))

@@ -24,6 +24,7 @@
 
 #define P OCT_PAGE_TOKENS
 #define UNITS (OCT_PAGE_TOKENS / OCT_UNIT_TOKENS)
+#define OCT_MAX_TOKENS ((int64_t)INT32_MAX * P / 2) /* of a sequence: page indices stay in int32 */
 
 typedef struct {
     bool on, signs;
@@ -88,7 +89,7 @@ typedef struct {
     bool feed;           /* its pages may enter the prefix index */
     bool edited;
     bool failed;         /* within a step: rows that are not finite */
-    int32_t editing;     /* page index of an exclusive edit, -1 */
+    int32_t editing;     /* page index of an exclusive edit, -1; over when its OCT_PIN_EDIT falls */
     int64_t length;      /* committed tokens */
     uint64_t salt;
     oct_entry *table;
@@ -104,7 +105,8 @@ struct oct_cache {
     size_t budget, page_bytes, unit_bytes; /* of a sealed page and of 16 open rows, all layers */
 
     oct_page_meta *page;
-    _Atomic uint32_t *pins; /* [page_limit], never moves: views change it outside `busy` */
+    /* [page_limit], never moves: views and edits end outside `busy`. Views, and OCT_PIN_EDIT. */
+    _Atomic uint32_t *pins;
     int32_t pages, page_capacity, page_limit, free_page; /* pages: ids ever used */
     oct_slot_meta *slot;
     char *open_base;
@@ -127,19 +129,31 @@ struct oct_cache {
     _Atomic bool busy;
 };
 
+#define OCT_PIN_EDIT 0x80000000u /* the page is open for edit: its one owner is exclusive */
+
+static inline uint32_t oct_views_of(const oct_cache *c, int32_t page)
+{
+    return atomic_load(&c->pins[page]) & ~OCT_PIN_EDIT;
+}
+
 /* ---- cache.c --------------------------------------------------------------------------------- */
 oct_status oct_cache_take(oct_cache *, const char *operation);
 void oct_cache_drop(oct_cache *);
 oct_status oct_seq_find(oct_cache *, const char *operation, oct_seq, oct_sequence **out);
+/* As oct_seq_find, and OCT_E_BUSY while a page of it is being edited. */
+oct_status oct_seq_find_idle(oct_cache *, const char *operation, oct_seq, oct_sequence **out);
+/* Open and close within a call that holds `busy`. */
+oct_status oct_seq_make(oct_cache *, const char *operation, oct_seq *out);
+void oct_seq_discard(oct_cache *, oct_sequence *);
 
 /* ---- pool.c: pages and slots ----------------------------------------------------------------- */
-/* Grow the tables so that `pages` more pages and `slots` more slots can be taken without failing. */
-oct_status oct_pool_reserve_tables(oct_cache *, const char *operation, size_t pages, size_t slots);
-/* Make room for `bytes` by evicting idle indexed pages; OCT_E_PAGES and no change if impossible. */
-oct_status oct_pool_make_room(oct_cache *, const char *operation, size_t bytes);
+/* Make sure that so many pages, slots and units can be taken: grow the tables, then evict idle indexed
+ * pages. OCT_E_PAGES or OCT_E_MEMORY: nothing was evicted. The last thing to do that can fail. */
+oct_status oct_pool_reserve(oct_cache *, const char *operation, size_t pages, size_t slots,
+                            size_t units);
 size_t oct_pool_used(const oct_cache *);
 size_t oct_pool_evictable(const oct_cache *);
-/* These cannot fail after the two above said yes. */
+/* These cannot fail after the reservation. */
 int32_t oct_page_take(oct_cache *);               /* RESERVED, refs 0 */
 void oct_page_publish(oct_cache *, int32_t page); /* RESERVED -> LIVE, refs 1 */
 void oct_page_hold(oct_cache *, int32_t page);

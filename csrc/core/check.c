@@ -51,7 +51,8 @@ static oct_status check_pages(const oct_cache *c, const counts *n)
     int64_t used = 0, cached = 0, retired = 0, pins = 0, free_list = 0;
     for (int32_t i = 0; i < c->pages; i++) {
         const oct_page_meta *p = &c->page[i];
-        const uint32_t pinned = atomic_load(&c->pins[i]);
+        const uint32_t pinned = oct_views_of(c, i);
+        const bool edited = pinned != atomic_load(&c->pins[i]);
         used += p->state != PAGE_FREE;
         cached += p->state == PAGE_CACHED;
         retired += p->state == PAGE_RETIRED;
@@ -62,7 +63,9 @@ static oct_status check_pages(const oct_cache *c, const counts *n)
         REQUIRE((p->state == PAGE_LIVE) == (n->page_refs[i] > 0), "page %d: state %d with %u refs", i,
                 (int)p->state, n->page_refs[i]);
         REQUIRE(p->state != PAGE_CACHED || p->node >= 0, "cached page %d is not indexed", i);
-        REQUIRE(p->state != PAGE_FREE || !pinned, "free page %d is pinned", i);
+        REQUIRE(p->state != PAGE_FREE || (!pinned && !edited), "free page %d is pinned", i);
+        REQUIRE(!edited || p->node < 0, "page %d is being edited and indexed", i);
+        REQUIRE(!edited || p->refs < 2, "page %d is being edited and shared", i);
         REQUIRE(p->state == PAGE_FREE || p->node < 0 || c->node[p->node].page == i,
                 "page %d and its node disagree", i);
     }

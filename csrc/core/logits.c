@@ -1,4 +1,6 @@
-/* logits.c: the columns' reductions on the host's arrays, and the counter-based uniform. */
+/* logits.c: the columns' reductions on the host's arrays, and the counter-based uniform. What is
+ * not marked [slow] runs on the calling thread and never waits for the pool: the host may hold a
+ * lock that a running step needs to finish. */
 #include <limits.h>
 
 #include "csrc/core/mem.h"
@@ -40,9 +42,9 @@ oct_status oct_logits_lse(oct_runtime *rt, const float *x, int64_t m, int64_t n,
     const oct_status status = shape_ok("lse", m, n);
     if (status) return status;
     const oct_lse_args args = {x, (size_t)n, (int)n, lse};
-    oct_pool_enter(rt->pool, NULL, NULL);
+    const oct_fp_word host = oct_fp_enter();
     rt->kernels.op.lse(&args, 0, (size_t)m);
-    oct_pool_leave(rt->pool);
+    oct_fp_leave(host);
     return OCT_OK;
 }
 
@@ -51,7 +53,9 @@ oct_status oct_logits_argmax(oct_runtime *rt, const float *x, int64_t m, int64_t
     const oct_status status = shape_ok("argmax", m, n);
     if (status) return status;
     const oct_argmax_args args = {x, (size_t)n, (int)n, index};
+    const oct_fp_word host = oct_fp_enter(); /* DAZ would make tiny logits equal */
     rt->kernels.op.argmax(&args, 0, (size_t)m);
+    oct_fp_leave(host);
     return OCT_OK;
 }
 
@@ -63,7 +67,9 @@ oct_status oct_logits_topk(oct_runtime *rt, const float *x, int64_t m, int64_t n
     if (count < 0 || count > n)
         return oct_fail(OCT_E_VALUE, "topk: count is %d, legal are 0 to %lld", count, (long long)n);
     const oct_topk_args args = {x, (size_t)n, (int)n, count, index, value};
+    const oct_fp_word host = oct_fp_enter(); /* DAZ would make tiny logits equal */
     rt->kernels.op.topk(&args, 0, (size_t)m);
+    oct_fp_leave(host);
     return OCT_OK;
 }
 
@@ -91,9 +97,9 @@ oct_status oct_logits_sample(oct_runtime *rt, const float *x, int64_t m, int64_t
     if (!work) return oct_fail_memory("sample", "its scratch");
     const oct_sample_args args = {x,     (size_t)n, (int)n, o->temperature, o->top_p, o->min_p,
                                   o->top_k, u,         token,  work};
-    oct_pool_enter(rt->pool, NULL, NULL);
+    const oct_fp_word host = oct_fp_enter();
     rt->kernels.op.sample(&args, 0, (size_t)m);
-    oct_pool_leave(rt->pool);
+    oct_fp_leave(host);
     oct_free(work);
     return OCT_OK;
 }

@@ -40,6 +40,17 @@ static bool faulted(void)
     const int64_t call = atomic_fetch_add(&fault_calls, 1) + 1, at = atomic_load(&fault_at);
     return at > 0 && (call == at || (call > at && atomic_load(&fault_from)));
 }
+static _Atomic int64_t cancel_left;
+
+void oct_cancel_after(int64_t nth)
+{
+    atomic_store(&cancel_left, nth);
+}
+
+bool oct_cancel_due(void)
+{
+    return atomic_load(&cancel_left) > 0 && atomic_fetch_sub(&cancel_left, 1) == 1;
+}
 #else
 static bool faulted(void)
 {

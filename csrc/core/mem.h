@@ -37,6 +37,16 @@ void oct_unmap(void *base, size_t bytes);
 void oct_release(void *p, size_t bytes);
 void oct_mem_note(oct_tag, int64_t bytes, int64_t count);
 
+/* True once, at the boundary that oct_cancel_after named. */
+#ifdef OCT_FAULTS
+bool oct_cancel_due(void);
+#else
+static inline bool oct_cancel_due(void)
+{
+    return false;
+}
+#endif
+
 /* pthread_create through the seam; false on failure. */
 bool oct_thread_start(pthread_t *out, void *(*entry)(void *), void *arg);
 

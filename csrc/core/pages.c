@@ -53,6 +53,28 @@ static void describe_part(const oct_part *p, oct_part_info *out)
     memcpy(out->axes, p->axes, sizeof out->axes);
 }
 
+static void describe_page(const oct_cache *c, const place *at, oct_page_info *out)
+{
+    const oct_page_id format = at->sealed ? at->s->format : at->s->open_format;
+    *out = (oct_page_info){
+        .format = oct_page_traits_of[format].name,
+        .sealed = at->sealed,
+        .tokens = at->tokens,
+        .width = at->s->width,
+        .kv_heads = at->l->kv_heads,
+        .head_stride = at->l->head_bytes,
+    };
+    if (!at->sealed) return;
+    oct_page_layout layout;
+    c->rt->kernels.page[format].layout(at->s->width, at->side ? OCT_ROLE_V : OCT_ROLE_K, &layout);
+    out->group = layout.group;
+    out->parts = layout.parts;
+    for (int i = 0; i < layout.parts; i++) describe_part(&layout.part[i], &out->part[i]);
+    out->data = (const uint8_t *)oct_sealed_block(c, at->layer, at->e->page, 0, at->side);
+    out->page = (uint64_t)at->e->page;
+    out->generation = c->page[at->e->page].generation;
+}
+
 oct_status oct_page_at(oct_cache *c, oct_seq seq, int layer, int64_t index, oct_segment segment,
                        oct_page_info *out)
 {
@@ -60,28 +82,7 @@ oct_status oct_page_at(oct_cache *c, oct_seq seq, int layer, int64_t index, oct_
     oct_status status = oct_cache_take(c, "page");
     if (status) return status;
     status = find_page(c, "page", seq, layer, index, segment, &at);
-    if (!status) {
-        const oct_page_id format = at.sealed ? at.s->format : at.s->open_format;
-        *out = (oct_page_info){
-            .format = oct_page_traits_of[format].name,
-            .sealed = at.sealed,
-            .tokens = at.tokens,
-            .width = at.s->width,
-            .kv_heads = at.l->kv_heads,
-            .head_stride = at.l->head_bytes,
-        };
-        if (at.sealed) {
-            oct_page_layout layout;
-            c->rt->kernels.page[format].layout(at.s->width, at.side ? OCT_ROLE_V : OCT_ROLE_K,
-                                               &layout);
-            out->group = layout.group;
-            out->parts = layout.parts;
-            for (int i = 0; i < layout.parts; i++) describe_part(&layout.part[i], &out->part[i]);
-            out->data = (const uint8_t *)oct_sealed_block(c, layer, at.e->page, 0, at.side);
-            out->page = (uint64_t)at.e->page;
-            out->generation = c->page[at.e->page].generation;
-        }
-    }
+    if (!status) describe_page(c, &at, out);
     oct_cache_drop(c);
     return status;
 }
@@ -132,7 +133,11 @@ oct_status oct_page_decode(oct_cache *c, oct_seq seq, int layer, int64_t index, 
     status = find_page(c, "decode", seq, layer, index, segment, &at);
     void *lane = status ? NULL : oct_alloc(OCT_TAG_SCRATCH, 1, OCT_LANE_BYTES);
     if (!status && !lane) status = oct_fail_memory("decode", "its scratch");
-    if (!status) decode_page(c, &at, model_basis, out, lane);
+    if (!status) {
+        const oct_fp_word host = oct_fp_enter();
+        decode_page(c, &at, model_basis, out, lane);
+        oct_fp_leave(host);
+    }
     oct_free(lane);
     oct_cache_drop(c);
     return status;
@@ -148,7 +153,7 @@ oct_status oct_page_pin(oct_cache *c, uint64_t page, uint64_t generation)
         c->page[page].state == PAGE_FREE || c->page[page].state == PAGE_RESERVED)
         status = oct_fail(OCT_E_STALE, "view: page %llu was given back since; ask the sequence for it "
                           "again", (unsigned long long)page);
-    else if (atomic_load(&c->pins[page]) == INT32_MAX)
+    else if (oct_views_of(c, (int32_t)page) == INT32_MAX)
         status = oct_fail(OCT_E_VALUE, "view: page %llu has 2^31-1 views", (unsigned long long)page);
     if (!status) {
         atomic_fetch_add(&c->pins[page], 1);
@@ -174,55 +179,56 @@ static void copy_page(oct_cache *c, int32_t from, int32_t to)
     }
 }
 
-static oct_status edit_taken(oct_cache *c, oct_seq seq, int64_t index)
+/* The page becomes the sequence's own: copied if another sequence or the index holds it too. */
+static oct_status make_private(oct_cache *c, oct_entry *e, int64_t index)
 {
-    place at = {0};
-    oct_status status = find_page(c, "edit", seq, 0, index, OCT_SEGMENT_K, &at);
+    const uint32_t views = oct_views_of(c, e->page);
+    if (c->page[e->page].refs == 1 && c->page[e->page].node < 0)
+        return views == 0 ? OCT_OK
+                          : oct_fail(OCT_E_PINNED, "edit: page %lld has %u views; delete them first",
+                                     (long long)index, views);
+    const oct_status status = oct_pool_reserve(c, "edit", 1, 0, 0);
     if (status) return status;
-    if (at.seq->editing >= 0)
-        return oct_fail(OCT_E_BUSY, "edit: page %d of the sequence is being edited", at.seq->editing);
-    if (!at.sealed)
-        return oct_fail(OCT_E_VALUE, "edit: page %lld is open; only sealed pages are edited",
-                        (long long)index);
-    oct_entry *e = &at.seq->table[index];
-    const bool shared = c->page[e->page].refs > 1 || c->page[e->page].node >= 0;
-    if (!shared && atomic_load(&c->pins[e->page]) > 0)
-        return oct_fail(OCT_E_PINNED, "edit: page %lld has %u views; delete them first",
-                        (long long)index, atomic_load(&c->pins[e->page]));
-    if (shared) {
-        status = oct_pool_make_room(c, "edit", c->page_bytes);
-        if (!status) status = oct_pool_reserve_tables(c, "edit", 1, 0);
-        if (status) return status;
-        const int32_t own = oct_page_take(c);
-        copy_page(c, e->page, own);
-        oct_page_publish(c, own);
-        oct_page_let_go(c, e->page);
-        *e = (oct_entry){own, e->slot, -1};
-    }
-    at.seq->edited = true;
-    at.seq->feed = false;
-    at.seq->editing = (int32_t)index;
+    const int32_t own = oct_page_take(c);
+    copy_page(c, e->page, own);
+    oct_page_publish(c, own);
+    oct_page_let_go(c, e->page);
+    *e = (oct_entry){own, e->slot, -1};
     return OCT_OK;
 }
 
-oct_status oct_page_edit(oct_cache *c, oct_seq seq, int64_t index)
+static oct_status edit_taken(oct_cache *c, oct_seq seq, const place *at, int64_t index)
 {
+    oct_sequence *s = NULL;
+    oct_status status = oct_seq_find_idle(c, "edit", seq, &s);
+    if (!status && !at->sealed)
+        status = oct_fail(OCT_E_VALUE, "edit: page %lld is open; only sealed pages are edited",
+                          (long long)index);
+    if (!status) status = make_private(c, &s->table[index], index);
+    if (status) return status;
+    atomic_fetch_or(&c->pins[s->table[index].page], OCT_PIN_EDIT);
+    s->edited = true;
+    s->feed = false;
+    s->editing = (int32_t)index;
+    return OCT_OK;
+}
+
+oct_status oct_page_edit(oct_cache *c, oct_seq seq, int layer, int64_t index, oct_segment segment,
+                         oct_page_info *out)
+{
+    place at = {0};
     oct_status status = oct_cache_take(c, "edit");
     if (status) return status;
-    status = edit_taken(c, seq, index);
+    status = find_page(c, "edit", seq, layer, index, segment, &at);
+    if (!status) status = edit_taken(c, seq, &at, index);
+    if (!status) describe_page(c, &at, out);
     oct_cache_drop(c);
     return status;
 }
 
-oct_status oct_page_edit_end(oct_cache *c, oct_seq seq)
+void oct_page_edit_end(oct_cache *c, uint64_t page)
 {
-    oct_sequence *s = NULL;
-    oct_status status = oct_cache_take(c, "edit");
-    if (status) return status;
-    status = oct_seq_find(c, "edit", seq, &s);
-    if (!status) s->editing = -1;
-    oct_cache_drop(c);
-    return status;
+    atomic_fetch_and(&c->pins[page], ~OCT_PIN_EDIT);
 }
 
 /* ---- the user's own rows ---------------------------------------------------------------------- */
@@ -298,10 +304,8 @@ static oct_status append_taken(oct_cache *c, oct_seq seq, const oct_rows_desc *d
     oct_part_of_step part = {.n = (int32_t)d->n};
     store_job job = {c, &part, 0, NULL, NULL};
     oct_attend_scratch *scratch = NULL;
-    oct_status status = oct_seq_find(c, "append", seq, &part.seq);
+    oct_status status = oct_seq_find_idle(c, "append", seq, &part.seq);
     if (status) return status;
-    if (part.seq->editing >= 0)
-        return oct_fail(OCT_E_BUSY, "append: page %d is being edited", part.seq->editing);
     part.start = part.seq->length;
     job.k = oct_alloc(OCT_TAG_SCRATCH, (size_t)d->n, widest_rows(c, 0) * sizeof(float));
     job.v = oct_alloc(OCT_TAG_SCRATCH, (size_t)d->n, widest_rows(c, 1) * sizeof(float));
@@ -341,7 +345,7 @@ static oct_status attend_taken(oct_cache *c, oct_seq seq, int layer, const float
 {
     oct_part_of_step part = {.n = (int32_t)m};
     oct_attend_scratch *scratch = NULL;
-    oct_status status = oct_seq_find(c, "attend", seq, &part.seq);
+    oct_status status = oct_seq_find_idle(c, "attend", seq, &part.seq);
     if (status) return status;
     part.start = part.seq->length;
     status = oct_attend_fit(&scratch, c, "attend", m, heads, part.start);
@@ -447,27 +451,32 @@ static oct_status reencode_taken(oct_cache *from, oct_sequence *src, oct_cache *
     return status;
 }
 
+static oct_status reencode_both(oct_cache *from, oct_seq seq, oct_cache *to, oct_seq *out)
+{
+    oct_sequence *src = NULL, *made = NULL;
+    oct_seq handle = 0;
+    oct_status status = oct_seq_find_idle(from, "reencode", seq, &src);
+    if (!status) status = oct_seq_make(to, "reencode", &handle);
+    if (status) return status;
+    oct_pool_enter(to->rt->pool, NULL, NULL);
+    status = reencode_taken(from, src, to, handle);
+    oct_pool_leave(to->rt->pool);
+    if (!status) *out = handle;
+    else if (!oct_seq_find(to, "reencode", handle, &made)) oct_seq_discard(to, made);
+    return status;
+}
+
 oct_status oct_seq_reencode(oct_cache *from, oct_seq seq, oct_cache *to, oct_seq *out)
 {
-    oct_sequence *src = NULL;
     *out = 0;
     if (from == to) return oct_fail(OCT_E_VALUE, "reencode: both caches are the same; use fork");
     oct_status status = same_shape(from, to);
     if (!status) status = oct_cache_take(from, "reencode");
     if (status) return status;
-    status = oct_seq_find(from, "reencode", seq, &src);
-    oct_seq made = 0;
-    if (!status) status = oct_seq_open(to, &made);
+    status = oct_cache_take(to, "reencode");
     if (!status) {
-        status = oct_cache_take(to, "reencode");
-        if (!status) {
-            oct_pool_enter(to->rt->pool, NULL, NULL);
-            status = reencode_taken(from, src, to, made);
-            oct_pool_leave(to->rt->pool);
-            oct_cache_drop(to);
-        }
-        if (status) oct_seq_close(to, made, true);
-        else *out = made;
+        status = reencode_both(from, seq, to, out);
+        oct_cache_drop(to);
     }
     oct_cache_drop(from);
     return status;

@@ -1,6 +1,5 @@
-/* pool.c: sealed pages and open slots, by small ids. What is taken here was paid for before: the
- * budget by oct_pool_make_room, the tables by oct_pool_reserve_tables, so that taking, publishing
- * and letting go cannot fail. */
+/* pool.c: sealed pages and open slots, by small ids. What is taken here was paid for before: 
+ * budget and tables by oct_pool_reserve, so that taking, publishing and letting go cannot fail. */
 #include <string.h>
 
 #include "csrc/core/cache.h"
@@ -37,20 +36,6 @@ static oct_status grow_slots(oct_cache *c, const char *operation, size_t need)
     return OCT_OK;
 }
 
-oct_status oct_pool_reserve_tables(oct_cache *c, const char *operation, size_t pages, size_t slots)
-{
-    const size_t free_pages = (size_t)(c->pages - c->sealed_pages);
-    const size_t free_slots = (size_t)(c->slots - c->live_slots);
-    const size_t new_pages = (size_t)c->pages + (pages > free_pages ? pages - free_pages : 0);
-    const size_t new_slots = (size_t)c->slots + (slots > free_slots ? slots - free_slots : 0);
-    if (new_pages > (size_t)c->page_limit || new_slots > (size_t)c->slot_limit)
-        return oct_fail_pages(operation, pages * c->page_bytes + slots * c->unit_bytes,
-                              c->budget - oct_pool_used(c), 0);
-    oct_status status = grow_pages(c, operation, new_pages);
-    if (!status) status = grow_slots(c, operation, new_slots);
-    return status;
-}
-
 /* ---- budget ---------------------------------------------------------------------------------- */
 
 size_t oct_pool_used(const oct_cache *c)
@@ -85,15 +70,43 @@ static void evict(oct_cache *c, int32_t node)
     oct_page_free(c, page);
 }
 
-oct_status oct_pool_make_room(oct_cache *c, const char *operation, size_t bytes)
+/* What is missing, in bytes and in ids, is asked of the index before anything changes. */
+static oct_status check_room(const oct_cache *c, const char *operation, size_t pages, size_t slots,
+                             size_t bytes, size_t evictable_bytes)
 {
-    oct_pool_reclaim(c);
     const size_t used = oct_pool_used(c), left = used < c->budget ? c->budget - used : 0;
-    if (bytes <= left) return OCT_OK;
-    const size_t idle = oct_pool_evictable(c);
-    if (bytes - left > idle) return oct_fail_pages(operation, bytes, left, idle);
-    while (oct_pool_used(c) + bytes > c->budget) evict(c, oct_prefix_victim(c));
+    const size_t ids = (size_t)c->sealed_pages + pages, idle = evictable_bytes / c->page_bytes;
+    if ((bytes > left && bytes - left > evictable_bytes) ||
+        (ids > (size_t)c->page_limit && ids - (size_t)c->page_limit > idle) ||
+        (size_t)c->live_slots + slots > (size_t)c->slot_limit)
+        return oct_fail_pages(operation, bytes, left, evictable_bytes);
     return OCT_OK;
+}
+
+static bool short_of(const oct_cache *c, size_t pages, size_t bytes)
+{
+    return oct_pool_used(c) + bytes > c->budget ||
+           (size_t)c->sealed_pages + pages > (size_t)c->page_limit;
+}
+
+oct_status oct_pool_reserve(oct_cache *c, const char *operation, size_t pages, size_t slots,
+                            size_t units)
+{
+    const size_t bytes = pages * c->page_bytes + units * c->unit_bytes;
+    oct_pool_reclaim(c);
+    const size_t idle = short_of(c, pages, bytes) ? oct_pool_evictable(c) : 0;
+    oct_status status = check_room(c, operation, pages, slots, bytes, idle);
+    const size_t free_pages = (size_t)(c->pages - c->sealed_pages);
+    const size_t free_slots = (size_t)(c->slots - c->live_slots);
+    /* Ids past the limit will have been given back by then. */
+    size_t new_pages = (size_t)c->pages + (pages > free_pages ? pages - free_pages : 0);
+    if (new_pages > (size_t)c->page_limit) new_pages = (size_t)c->page_limit;
+    if (!status) status = grow_pages(c, operation, new_pages);
+    if (!status)
+        status = grow_slots(c, operation,
+                            (size_t)c->slots + (slots > free_slots ? slots - free_slots : 0));
+    while (!status && short_of(c, pages, bytes)) evict(c, oct_prefix_victim(c));
+    return status;
 }
 
 /* ---- sealed pages ---------------------------------------------------------------------------- */

@@ -245,6 +245,22 @@ static bool copy_ropes(oct_program *p, const oct_program_desc *d)
     return true;
 }
 
+static void *copy(const void *from, size_t count, size_t size)
+{
+    void *to = oct_alloc(OCT_TAG_SCRATCH, count + !count, size);
+    if (to && count) memcpy(to, from, count * size);
+    return to;
+}
+
+static bool copy_tables(oct_program *p, const oct_weights *w, const oct_program_desc *d)
+{
+    p->ops = copy(d->ops, (size_t)d->n_ops, sizeof *p->ops);
+    p->widths = copy(d->widths, (size_t)d->n_buffers, sizeof *p->widths);
+    p->matrix = copy(w->matrix, (size_t)w->matrices, sizeof *p->matrix);
+    p->vector = copy(w->vector, (size_t)w->vectors, sizeof *p->vector);
+    return p->ops && p->widths && p->matrix && p->vector;
+}
+
 void oct_program_close(oct_program **program)
 {
     oct_program *p = *program;
@@ -257,6 +273,8 @@ void oct_program_close(oct_program **program)
     }
     oct_free(p->buffer);
     oct_free(p->ropes);
+    oct_free(p->matrix);
+    oct_free(p->vector);
     oct_free(p->ops);
     oct_free(p->widths);
     oct_free(p->normed);
@@ -293,11 +311,7 @@ oct_status oct_program_open(oct_program **out, oct_weights *w, const oct_program
         if (o->kind != OCT_OP_EMBED) input = at_least(input, d->widths[o->in]);
         if (o->kind == OCT_OP_GATED_MLP) inner = at_least(inner, w->matrix[o->w[0]].m.n);
     }
-    p->ops = oct_alloc(OCT_TAG_SCRATCH, (size_t)d->n_ops, sizeof *p->ops);
-    p->widths = oct_alloc(OCT_TAG_SCRATCH, (size_t)d->n_buffers, sizeof *p->widths);
-    if (p->ops) memcpy(p->ops, d->ops, (size_t)d->n_ops * sizeof *p->ops);
-    if (p->widths) memcpy(p->widths, d->widths, (size_t)d->n_buffers * sizeof *p->widths);
-    if (!p->ops || !p->widths || !copy_ropes(p, d) || !alloc_buffers(p, input, inner)) {
+    if (!copy_tables(p, w, d) || !copy_ropes(p, d) || !alloc_buffers(p, input, inner)) {
         oct_program_close(&p);
         return oct_fail_memory("program", "its row buffers; use a smaller max_rows");
     }

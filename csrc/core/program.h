@@ -19,8 +19,10 @@ typedef struct {
 } oct_rope;
 
 struct oct_program {
-    oct_weights *w;
+    oct_weights *w; /* keeps the data alive; its tables move when something is added */
     oct_runtime *rt;
+    oct_stored_matrix *matrix; /* as they were when the program was opened */
+    oct_stored_vector *vector;
     oct_act act;
     int max_rows, vocab, head_rows;
 

@@ -7,6 +7,7 @@
 
 #include "csrc/core/cache.h"
 #include "csrc/core/mem.h"
+#include "kernels/num.h"
 
 static int64_t pages_of(int64_t tokens)
 {
@@ -77,7 +78,7 @@ oct_status oct_step_reserve(oct_cache *c, const char *operation, oct_part_of_ste
     size_t pages = 0, slots = 0, units = 0;
     oct_status status = OCT_OK;
     for (int i = 0; i < count && !status; i++) {
-        if (part[i].start + (int64_t)part[i].n > (int64_t)INT32_MAX * P / 2)
+        if (part[i].start + (int64_t)part[i].n > OCT_MAX_TOKENS)
             return oct_fail(OCT_E_VALUE, "%s: %lld tokens are more than a sequence can hold",
                             operation, (long long)(part[i].start + part[i].n));
         const demand d = demand_of(c, part[i].start, part[i].n);
@@ -87,9 +88,8 @@ oct_status oct_step_reserve(oct_cache *c, const char *operation, oct_part_of_ste
         status = grow_table(part[i].seq, operation, pages_of(part[i].start + part[i].n));
     }
     if (status) return status;
-    status = oct_pool_make_room(c, operation, pages * c->page_bytes + units * c->unit_bytes);
-    if (!status) status = oct_pool_reserve_tables(c, operation, pages, slots);
-    if (!status && c->prefix) status = oct_prefix_reserve(c, operation, pages);
+    if (c->prefix) status = oct_prefix_reserve(c, operation, pages);
+    if (!status) status = oct_pool_reserve(c, operation, pages, slots, units);
     if (status) return status;
     for (int i = 0; i < count; i++) take_for(c, &part[i]);
     return OCT_OK;
@@ -200,6 +200,12 @@ static oct_part_of_step *part_of_row(oct_part_of_step *part, int count, int64_t 
     return &part[i];
 }
 
+static void round_bf16(float *row, int n)
+{
+    for (int i = 0; i < n; i++) row[i] = oct_bf16_to_f32(oct_f32_to_bf16(row[i]));
+}
+
+
 void oct_rows_store(oct_cache *c, oct_part_of_step *part, int count, int layer, int side, float *x,
                     size_t ldx, int64_t lo, int64_t hi, void *lane)
 {
@@ -214,6 +220,9 @@ void oct_rows_store(oct_cache *c, oct_part_of_step *part, int count, int layer, 
         const int32_t slot = p->seq->table[at / P].slot;
         float *row = x + (size_t)r * ldx;
         if (s->transform.on) {
+            /* The transform is of the row as a plain cache would hold it, so that a fork into this
+             * scheme and a run in it give the same bytes. */
+            if (s->open_type == OCT_BF16) round_bf16(row, l->kv_heads * s->width);
             const oct_hadamard_args had = {row, ldx, l->kv_heads, s->width, s->transform.block,
                                            s->transform.signs, false, row, ldx};
             op->hadamard(&had, 0, 1);

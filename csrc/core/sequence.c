@@ -22,21 +22,31 @@ oct_status oct_seq_find(oct_cache *c, const char *operation, oct_seq seq, oct_se
     return OCT_OK;
 }
 
+oct_status oct_seq_find_idle(oct_cache *c, const char *operation, oct_seq seq, oct_sequence **out)
+{
+    const oct_status status = oct_seq_find(c, operation, seq, out);
+    if (status || (*out)->editing < 0) return status;
+    oct_sequence *s = *out;
+    if (atomic_load(&c->pins[s->table[s->editing].page]) & OCT_PIN_EDIT)
+        return oct_fail(OCT_E_BUSY, "%s: page %d of the sequence is being edited", operation,
+                        s->editing);
+    s->editing = -1;
+    return OCT_OK;
+}
+
 /* Most operations on one sequence start so. On success the cache is taken. */
 static oct_status take(oct_cache *c, const char *operation, oct_seq seq, oct_sequence **out)
 {
     oct_status status = oct_cache_take(c, operation);
     if (status) return status;
-    status = oct_seq_find(c, operation, seq, out);
-    if (!status && (*out)->editing >= 0)
-        status = oct_fail(OCT_E_BUSY, "%s: page %d of the sequence is being edited", operation,
-                          (*out)->editing);
+    status = oct_seq_find_idle(c, operation, seq, out);
     if (status) oct_cache_drop(c);
     return status;
 }
 
-static oct_status new_sequence(oct_cache *c, const char *operation, size_t entries,
-                               oct_sequence **out)
+/* What a new sequence takes, without making it: room in the table of sequences and a block table. */
+static oct_status prepare_sequence(oct_cache *c, const char *operation, size_t entries,
+                                   oct_entry **table)
 {
     if (c->free_seq < 0 && c->seqs == c->seq_capacity) {
         const size_t to = c->seq_capacity ? 2 * (size_t)c->seq_capacity : 8;
@@ -45,8 +55,12 @@ static oct_status new_sequence(oct_cache *c, const char *operation, size_t entri
         c->seq = seq;
         c->seq_capacity = (int32_t)to;
     }
-    oct_entry *table = entries ? oct_alloc(OCT_TAG_TABLES, entries, sizeof *table) : NULL;
-    if (entries && !table) return oct_fail_memory(operation, "a block table");
+    *table = entries ? oct_alloc(OCT_TAG_TABLES, entries, sizeof **table) : NULL;
+    return entries && !*table ? oct_fail_memory(operation, "a block table") : OCT_OK;
+}
+
+static oct_sequence *make_sequence(oct_cache *c, size_t entries, oct_entry *table)
+{
     const bool fresh = c->free_seq < 0;
     oct_sequence *s = &c->seq[fresh ? c->seqs : c->free_seq];
     const uint32_t generation = fresh ? 1 : s->generation + 1;
@@ -56,18 +70,24 @@ static oct_status new_sequence(oct_cache *c, const char *operation, size_t entri
     s->capacity = (int32_t)entries;
     for (size_t i = 0; i < entries; i++) table[i] = none;
     c->live_seqs++;
-    *out = s;
-    return OCT_OK;
+    return s;
+}
+
+oct_status oct_seq_make(oct_cache *c, const char *operation, oct_seq *out)
+{
+    oct_entry *table;
+    *out = 0;
+    const oct_status status = prepare_sequence(c, operation, 0, &table);
+    if (!status) *out = handle_of(c, make_sequence(c, 0, table));
+    return status;
 }
 
 oct_status oct_seq_open(oct_cache *c, oct_seq *out)
 {
-    oct_sequence *s = NULL;
     *out = 0;
     oct_status status = oct_cache_take(c, "open");
     if (status) return status;
-    status = new_sequence(c, "open", 0, &s);
-    if (!status) *out = handle_of(c, s);
+    status = oct_seq_make(c, "open", out);
     oct_cache_drop(c);
     return status;
 }
@@ -101,7 +121,7 @@ static oct_status check_pins(const oct_cache *c, const char *operation, const oc
 {
     for (int64_t i = from; i < entries_of(s); i++) {
         const int32_t page = s->table[i].page;
-        const uint32_t pins = page < 0 ? 0 : atomic_load(&c->pins[page]);
+        const uint32_t pins = page < 0 ? 0 : oct_views_of(c, page);
         if (pins > 0 && c->page[page].refs == 1)
             return oct_fail(OCT_E_PINNED, "%s: page %lld has %u views; delete them first. Nothing was "
                             "changed.", operation, (long long)i, pins);
@@ -109,25 +129,26 @@ static oct_status check_pins(const oct_cache *c, const char *operation, const oc
     return OCT_OK;
 }
 
+void oct_seq_discard(oct_cache *c, oct_sequence *s)
+{
+    for (int64_t i = 0; i < entries_of(s); i++) drop_entry(c, &s->table[i]);
+    oct_free(s->table);
+    s->table = NULL;
+    s->capacity = 0;
+    s->generation++;
+    s->next = c->free_seq;
+    c->free_seq = (int32_t)(s - c->seq);
+    c->live_seqs--;
+}
+
 oct_status oct_seq_close(oct_cache *c, oct_seq seq, bool force)
 {
     oct_sequence *s = NULL;
     oct_status status = oct_cache_take(c, "close");
     if (status) return status;
-    status = oct_seq_find(c, "close", seq, &s);
-    if (!status && s->editing >= 0 && !force)
-        status = oct_fail(OCT_E_BUSY, "close: page %d of the sequence is being edited", s->editing);
+    status = (force ? oct_seq_find : oct_seq_find_idle)(c, "close", seq, &s);
     if (!status && !force) status = check_pins(c, "close", s, 0);
-    if (!status) {
-        for (int64_t i = 0; i < entries_of(s); i++) drop_entry(c, &s->table[i]);
-        oct_free(s->table);
-        s->table = NULL;
-        s->capacity = 0;
-        s->generation++;
-        s->next = c->free_seq;
-        c->free_seq = (int32_t)(s - c->seq);
-        c->live_seqs--;
-    }
+    if (!status) oct_seq_discard(c, s);
     oct_cache_drop(c);
     return status;
 }
@@ -154,11 +175,14 @@ static oct_status fork_taken(oct_cache *c, oct_sequence *s, oct_seq *out)
 {
     const int64_t entries = entries_of(s), index = s - c->seq;
     const int open = s->length % P ? c->slot[s->table[entries - 1].slot].units : 0;
-    oct_sequence *copy = NULL;
-    oct_status status = oct_pool_reserve_tables(c, "fork", 0, open ? 1 : 0);
-    if (!status) status = oct_pool_make_room(c, "fork", (size_t)open * c->unit_bytes);
-    if (!status) status = new_sequence(c, "fork", (size_t)entries, &copy);
+    oct_entry *table;
+    oct_status status = prepare_sequence(c, "fork", (size_t)entries, &table);
     if (status) return status;
+    if ((status = oct_pool_reserve(c, "fork", 0, open ? 1 : 0, (size_t)open))) {
+        oct_free(table);
+        return status;
+    }
+    oct_sequence *copy = make_sequence(c, (size_t)entries, table);
     s = &c->seq[index]; /* the table of sequences may have moved */
     copy->feed = s->feed;
     copy->edited = s->edited;
@@ -188,7 +212,8 @@ oct_status oct_seq_fork(oct_cache *c, oct_seq seq, oct_seq *out)
  * rows must still be held as rows. */
 static int64_t cut_point(const oct_cache *c, const oct_sequence *s, int64_t n)
 {
-    for (int64_t page = n / P, cut = n; page >= 0; page--, cut = page * P) {
+    for (int64_t cut = n; cut > 0; cut = (cut - 1) / P * P) {
+        const int64_t page = cut / P;
         bool whole = cut % P == 0 || s->table[page].slot >= 0;
         for (int64_t i = page - c->recent < 0 ? 0 : page - c->recent; whole && i < page; i++)
             whole = s->table[i].slot >= 0;
@@ -201,10 +226,8 @@ static int64_t cut_point(const oct_cache *c, const oct_sequence *s, int64_t n)
 static oct_status reopen(oct_cache *c, oct_entry *e, int units)
 {
     if (c->slot[e->slot].refs > 1) {
-        oct_status status = oct_pool_reserve_tables(c, "truncate", 0, 1);
-        if (!status)
-            status = oct_pool_make_room(c, "truncate",
-                                        (size_t)c->slot[e->slot].units * c->unit_bytes);
+        const oct_status status =
+            oct_pool_reserve(c, "truncate", 0, 1, (size_t)c->slot[e->slot].units);
         if (status) return status;
         const int32_t slot = oct_slot_take(c);
         oct_slot_copy(c, e->slot, slot);
@@ -229,9 +252,9 @@ static oct_status truncate_taken(oct_cache *c, oct_sequence *s, int64_t n, int64
     if (status || cut == s->length) return status;
     if (cut % P) {
         const int units = (int)((cut % P + OCT_UNIT_TOKENS - 1) / OCT_UNIT_TOKENS);
+        if ((status = reopen(c, &s->table[full], units))) return status;
         /* A page reopened from the middle has lost its ids: it stops feeding the index. */
         if (full < s->length / P) s->feed = false;
-        if ((status = reopen(c, &s->table[full], units))) return status;
     }
     for (int64_t i = full + (cut % P != 0); i < used; i++) drop_entry(c, &s->table[i]);
     s->length = cut;
@@ -319,7 +342,7 @@ oct_status oct_seq_ledger(oct_cache *c, oct_seq seq, oct_ledger *out)
     out->unit_bytes = c->unit_bytes;
     for (int64_t i = 0; i < entries_of(s); i++) {
         out->sealed_pages += s->table[i].page >= 0;
-        if (s->table[i].page >= 0) out->pins += atomic_load(&c->pins[s->table[i].page]);
+        if (s->table[i].page >= 0) out->pins += oct_views_of(c, s->table[i].page);
         if (s->table[i].slot >= 0) out->open_units += c->slot[s->table[i].slot].units;
     }
     out->sealed = (size_t)out->sealed_pages * c->page_bytes;
@@ -340,7 +363,8 @@ oct_status oct_cache_needs(oct_cache *c, const oct_seq *seqs, const int64_t *cou
         status = oct_seq_find(c, "needs", seqs[i], &s);
         if (!status && counts[i] < 0)
             status = oct_fail(OCT_E_VALUE, "needs: count is %lld", (long long)counts[i]);
-        if (!status && !oct_add(*needed, oct_step_bytes(c, s, counts[i]), needed))
+        if (!status && (counts[i] > OCT_MAX_TOKENS ||
+                        !oct_add(*needed, oct_step_bytes(c, s, counts[i]), needed)))
             *needed = SIZE_MAX;
     }
     oct_pool_reclaim(c);

@@ -25,7 +25,7 @@ typedef struct {
 static oct_status check_item(const step *s, int i)
 {
     const oct_step_item *it = &s->args->items[i];
-    const int vocab_in = s->p->w->matrix[s->p->ops[0].w[0]].m.n;
+    const int vocab_in = s->p->matrix[s->p->ops[0].w[0]].m.n;
     if (it->n < 1 || it->first < 0 || it->first > it->n)
         return oct_fail(OCT_E_VALUE, "step: item %d has %d tokens (at least 1) and first %d (0 to n)", i,
                         it->n, it->first);
@@ -78,11 +78,8 @@ static oct_status find_parts(step *s)
         const oct_step_item *it = &s->args->items[i];
         oct_sequence *seq;
         oct_status status = check_item(s, i);
-        if (!status) status = oct_seq_find(s->c, "step", it->seq, &seq);
+        if (!status) status = oct_seq_find_idle(s->c, "step", it->seq, &seq);
         if (status) return status;
-        if (seq->editing >= 0)
-            return oct_fail(OCT_E_BUSY, "step: page %d of item %d's sequence is being edited",
-                            seq->editing, i);
         for (int j = 0; j < i; j++)
             if (s->part[j].seq == seq)
                 return oct_fail(OCT_E_VALUE, "step: items %d and %d are the same sequence", j, i);
@@ -112,7 +109,7 @@ static void loop(const step *s, int64_t rows, oct_task_fn fn)
 
 static void embed(const step *s)
 {
-    const oct_stored_matrix *w = &s->p->w->matrix[s->op->w[0]];
+    const oct_stored_matrix *w = &s->p->matrix[s->op->w[0]];
     const size_t width = (size_t)s->p->widths[s->op->out[0]];
     for (int i = 0; i < s->parts; i++) {
         float *y = s->p->buffer[s->op->out[0]] + (size_t)s->part[i].row * width;
@@ -125,7 +122,7 @@ static void embed(const step *s)
 
 static const float *norm_weights(const step *s, int id)
 {
-    return id < 0 ? NULL : s->p->w->vector[id].values;
+    return id < 0 ? NULL : s->p->vector[id].values;
 }
 
 static void norm_rows(void *ctx, size_t lo, size_t hi, int lane)
@@ -193,7 +190,7 @@ static void products(const step *s, oct_product *list, int count)
 
 static oct_product product(const step *s, int w, float *y, size_t ldy, int bias, bool add)
 {
-    return (oct_product){&s->p->w->matrix[w], NULL, y, ldy, norm_weights(s, bias), add};
+    return (oct_product){&s->p->matrix[w], NULL, y, ldy, norm_weights(s, bias), add};
 }
 
 static void norm_linear(const step *s)
@@ -221,7 +218,7 @@ static void linear_add(const step *s)
 static void swiglu_and_quantize(void *ctx, size_t lo, size_t hi, int lane)
 {
     const step *s = ctx;
-    const int inner = s->p->w->matrix[s->op->w[0]].m.n;
+    const int inner = s->p->matrix[s->op->w[0]].m.n;
     const size_t ld = (size_t)inner;
     (void)lane;
     const oct_swiglu_args args = {s->p->gate, s->p->up, ld, ld, inner, s->p->gate, ld};
@@ -232,7 +229,7 @@ static void swiglu_and_quantize(void *ctx, size_t lo, size_t hi, int lane)
 static void gated_mlp(const step *s)
 {
     const oct_op_desc *o = s->op;
-    const int inner = s->p->w->matrix[o->w[0]].m.n;
+    const int inner = s->p->matrix[o->w[0]].m.n;
     set_input(s, o->norm >= 0 ? s->p->normed : s->p->buffer[o->in], s->p->widths[o->in], s->rows);
     loop(s, s->rows, norm_and_quantize);
     oct_product both[] = {product(s, o->w[0], s->p->gate, (size_t)inner, -1, false),

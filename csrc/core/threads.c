@@ -14,25 +14,23 @@
 #if defined(__x86_64__)
 #include <xmmintrin.h>
 #define RELAX() _mm_pause()
-typedef unsigned int fp_word;
-static fp_word fp_enter(void)
+oct_fp_word oct_fp_enter(void)
 {
-    const fp_word old = _mm_getcsr();
+    const oct_fp_word old = _mm_getcsr();
     _mm_setcsr(0x1F80); /* all exceptions masked, nearest, no FTZ, no DAZ */
     return old;
 }
-static void fp_leave(fp_word old)
+void oct_fp_leave(oct_fp_word old)
 {
     _mm_setcsr(old);
 }
 #else
 #define RELAX() ((void)0)
-typedef int fp_word;
-static fp_word fp_enter(void)
+oct_fp_word oct_fp_enter(void)
 {
     return 0;
 }
-static void fp_leave(fp_word old)
+void oct_fp_leave(oct_fp_word old)
 {
     (void)old;
 }
@@ -67,7 +65,7 @@ struct oct_pool {
     int (*poll)(void *); /* of the step that owns the pool */
     void *poll_arg;
     int64_t polled_ns;
-    fp_word host_fp;
+    oct_fp_word host_fp;
 };
 
 static int64_t now_ns(void)
@@ -85,6 +83,7 @@ static void claim(oct_pool *p, int lane)
         if (lo >= p->n) return;
         const size_t hi = p->n - lo < p->grain ? p->n : lo + p->grain;
         p->fn(p->ctx, lo, hi, lane);
+        if (lane == 0 && p->poll && oct_cancel_due()) atomic_store(&p->cancel, true);
         if (lane == 0 && p->poll && now_ns() - p->polled_ns > POLL_NS) {
             if (p->poll(p->poll_arg)) atomic_store(&p->cancel, true);
             p->polled_ns = now_ns();
@@ -107,7 +106,7 @@ static void *work(void *arg)
     struct oct_lane_start *s = arg;
     oct_pool *p = s->pool;
     uint64_t seen = 0;
-    fp_enter();
+    oct_fp_enter();
     while (!atomic_load(&p->stop)) {
         const uint64_t e = atomic_load(&p->epoch);
         if (e != seen && (e & 1)) {
@@ -173,6 +172,7 @@ static void init_fresh(oct_pool *p)
     atomic_store(&p->inside, 0);
     atomic_store(&p->sleepers, 0);
     atomic_store(&p->cancel, false);
+    atomic_store(&p->stop, false);
     pthread_mutex_init(&p->sleep_lock, NULL);
     pthread_mutex_init(&p->owner, NULL);
     pthread_cond_init(&p->wake, NULL);
@@ -230,18 +230,37 @@ int oct_pool_threads(const oct_pool *p)
     return p->threads;
 }
 
+/* Takes the lock. A call that may be cancelled looks at its signals meanwhile, since the step that it
+ * waits for may be long; true if they say cancel. */
+static bool wait_for_turn(oct_pool *p, int (*poll)(void *), void *poll_arg)
+{
+    bool cancelled = false;
+    if (!poll) {
+        pthread_mutex_lock(&p->owner);
+        return false;
+    }
+    for (int64_t polled = now_ns(); pthread_mutex_trylock(&p->owner);) {
+        const struct timespec nap = {0, 200000};
+        nanosleep(&nap, NULL);
+        if (cancelled || now_ns() - polled < POLL_NS) continue;
+        cancelled = poll(poll_arg) != 0;
+        polled = now_ns();
+    }
+    return cancelled;
+}
+
 void oct_pool_enter(oct_pool *p, int (*poll)(void *), void *poll_arg)
 {
     if (p->pid != getpid()) { /* forked: the workers and whoever held the locks are gone */
         oct_mem_note(OCT_TAG_THREADS, 0, -p->started);
         init_fresh(p);
     }
-    pthread_mutex_lock(&p->owner);
-    atomic_store(&p->cancel, false);
+    const bool cancelled = wait_for_turn(p, poll, poll_arg);
+    atomic_store(&p->cancel, cancelled);
     p->poll = poll;
     p->poll_arg = poll_arg;
     p->polled_ns = now_ns();
-    p->host_fp = fp_enter();
+    p->host_fp = oct_fp_enter();
 }
 
 bool oct_pool_cancelled(const oct_pool *p)
@@ -251,7 +270,7 @@ bool oct_pool_cancelled(const oct_pool *p)
 
 void oct_pool_leave(oct_pool *p)
 {
-    fp_leave(p->host_fp);
+    oct_fp_leave(p->host_fp);
     p->poll = NULL;
     pthread_mutex_unlock(&p->owner);
 }

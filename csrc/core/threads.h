@@ -23,11 +23,17 @@ int oct_pool_threads(const oct_pool *);
 /* Between enter and leave only. */
 void oct_pool_resize(oct_pool *, int threads);
 
-/* Waits for the pool; poll (may be NULL) is then called on this thread every 30 ms or so, and
- * nonzero cancels: the remaining tasks of every loop are skipped until leave. */
+/* Waits for the pool. poll (may be NULL) is called on this thread every 30 ms or so, and nonzero
+ * cancels: the remaining tasks of every loop are skipped until leave. */
 void oct_pool_enter(oct_pool *, int (*poll)(void *), void *poll_arg);
 bool oct_pool_cancelled(const oct_pool *);
 void oct_pool_leave(oct_pool *);
+
+/* The control word alone, for short work on the calling thread. It never waits, so that a caller
+ * may hold a host lock that a running step's poll needs. */
+typedef unsigned int oct_fp_word;
+oct_fp_word oct_fp_enter(void);
+void oct_fp_leave(oct_fp_word);
 
 void oct_parallel(oct_pool *, size_t n, size_t grain, oct_task_fn, void *ctx);
 

@@ -119,6 +119,27 @@ static oct_status check_desc(const oct_matrix_desc *d, int *format, oct_source *
     return source_of(d, t, src);
 }
 
+/* A packed nibble would silently lose the upper bits of a code above 15. */
+static oct_status check_codes(const oct_matrix_desc *d, const oct_weight_traits *t,
+                              const oct_source *s)
+{
+    const size_t groups = t->group ? (size_t)(d->k / t->group) : 0;
+    for (int64_t r = 0; r < d->n && t->code_bits == 4; r++) {
+        const uint8_t *row = s->codes + (size_t)r * s->row_stride;
+        const uint8_t *zeros = s->zeros ? s->zeros + (size_t)r * s->zero_row_stride : NULL;
+        unsigned bits = 0;
+        for (size_t g = 0; g < groups; g++) {
+            const uint8_t *codes = row + g * s->group_stride;
+            for (int i = 0; s->kind == OCT_SRC_BYTES && i < t->group; i++) bits |= codes[i];
+            if (zeros) bits |= zeros[g];
+        }
+        if (bits > 15)
+            return oct_fail(OCT_E_VALUE, "matrix: source row %lld holds a code or zero point above 15",
+                            (long long)r);
+    }
+    return OCT_OK;
+}
+
 typedef struct {
     const oct_weight_kernels *k;
     oct_pack_args args;
@@ -137,6 +158,7 @@ oct_status oct_weights_add_matrix(oct_weights *w, const oct_matrix_desc *d, int 
     oct_source src;
     oct_dtype scale;
     oct_status status = check_desc(d, &format, &src, &scale);
+    if (!status) status = check_codes(d, &oct_weight_traits_of[format], &src);
     if (!status) status = take(w, "matrix");
     if (status) return status;
     const oct_weight_kernels *k = &w->rt->kernels.weight[format];

@@ -221,7 +221,7 @@ oct_cache_py_page(oct_py_cache *self, PyObject *args, PyObject *kwargs)
     const oct_status status = page_at(self, &at, &info);
     oct_gate_leave(&self->gate);
     return status ? oct_raise(oct_state_of(self), status)
-                  : oct_page_new(self, at.seq, &info, false);
+                  : oct_page_new(self, &info, false);
 }
 
 /* Alone in the cache, so that no call that found it idle is still on its way to the core. The edit
@@ -238,16 +238,13 @@ oct_cache_py_edit(oct_py_cache *self, PyObject *args, PyObject *kwargs)
         !oct_gate_alone(&self->gate, oct_state_of(self), "Cache.edit"))
         return NULL;
     oct_page_info info;
-    oct_status status = oct_page_edit(self->handle, at.seq, at.index);
-    const bool editing = !status;
-    if (editing) status = page_at(self, &at, &info);
+    const oct_status status =
+        oct_page_edit(self->handle, at.seq, at.layer, at.index, at.segment, &info);
     if (status)
         oct_raise(oct_state_of(self), status);
-    else if (!info.sealed)
-        PyErr_SetString(PyExc_ValueError, "edit: the page is open; only sealed pages are edited");
     else
-        page = oct_page_new(self, at.seq, &info, true);
-    if (editing && !page) oct_page_edit_end(self->handle, at.seq);
+        page = oct_page_new(self, &info, true);
+    if (!status && !page) oct_page_edit_end(self->handle, info.page);
     oct_gate_reopen(&self->gate);
     return page;
 }

@@ -87,7 +87,6 @@ typedef struct {
     PyObject_HEAD
     oct_py_cache *cache;
     oct_page_info info; /* its names are the core's static tables */
-    oct_seq seq;
     int views; /* live arrays of an edited page: its close refuses while there are any */
     bool writable, closed;
 } oct_py_page;
@@ -102,7 +101,7 @@ void oct_runtime_release(oct_py_runtime *runtime);
 /* False with BusyError while a page of the cache is under edit: its bytes may change at any time. */
 bool oct_cache_idle(const oct_py_cache *cache, const char *where);
 
-PyObject *oct_page_new(oct_py_cache *cache, oct_seq seq, const oct_page_info *info, bool writable);
+PyObject *oct_page_new(oct_py_cache *cache, const oct_page_info *info, bool writable);
 /* A new Pin on the page, or NULL with an exception set. The caller is inside the cache's gate. */
 PyObject *oct_pin_new(oct_py_page *page);
 

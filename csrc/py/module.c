@@ -45,6 +45,50 @@ uniform(PyObject *module, PyObject *args, PyObject *kwargs)
     return PyFloat_FromDouble(oct_uniform(a, b, c));
 }
 
+#ifdef OCT_FAULTS
+static PyObject *
+fault(PyObject *module, PyObject *args, PyObject *kwargs)
+{
+    (void)module;
+    static char *names[] = {"nth", "mode", NULL};
+    PyObject *number;
+    const char *mode = "once";
+    int64_t nth = 0;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O|s:fault", names, &number, &mode) ||
+        !oct_arg_i64(number, "fault: nth", 0, INT64_MAX, &nth))
+        return NULL;
+    if (strcmp(mode, "once") && strcmp(mode, "from"))
+        return PyErr_Format(PyExc_ValueError, "fault: mode is '%s', legal are once, from", mode);
+    oct_fault(nth, !strcmp(mode, "from"));
+    Py_RETURN_NONE;
+}
+
+static PyObject *
+fault_count(PyObject *module, PyObject *ignored)
+{
+    (void)module, (void)ignored;
+    return PyLong_FromLongLong(oct_fault_count());
+}
+
+static PyObject *
+cancel_after(PyObject *module, PyObject *number)
+{
+    (void)module;
+    int64_t nth = 0;
+    if (!oct_arg_i64(number, "cancel_after: nth", 0, INT64_MAX, &nth)) return NULL;
+    oct_cancel_after(nth);
+    Py_RETURN_NONE;
+}
+
+PyDoc_STRVAR(fault_doc,
+"fault(nth, mode='once')\n--\n\n"
+"Fail the nth fallible allocation from now, 'once' or 'from' then on; 0 disarms.");
+PyDoc_STRVAR(fault_count_doc,
+"fault_count()\n--\n\nFallible allocations since the last fault().");
+PyDoc_STRVAR(cancel_after_doc,
+"cancel_after(nth)\n--\n\nCancel a step at its nth tile boundary from now; 0 disarms.");
+#endif
+
 PyDoc_STRVAR(default_threads_doc,
 "default_threads()\n--\n\n"
 "min(affinity, cgroup quota, physical cores), at least 1.");
@@ -60,6 +104,11 @@ static PyMethodDef methods[] = {
     {"memory", memory, METH_NOARGS, memory_doc},
     OCT_METHOD("uniform", uniform, uniform_doc),
     OCT_METHOD("step", oct_py_step, oct_py_step_doc),
+#ifdef OCT_FAULTS
+    OCT_METHOD("fault", fault, fault_doc),
+    {"fault_count", fault_count, METH_NOARGS, fault_count_doc},
+    {"cancel_after", cancel_after, METH_O, cancel_after_doc},
+#endif
     {NULL, NULL, 0, NULL},
 };
 

@@ -5,14 +5,13 @@
 #include "csrc/py/core.h"
 
 PyObject *
-oct_page_new(oct_py_cache *cache, oct_seq seq, const oct_page_info *info, bool writable)
+oct_page_new(oct_py_cache *cache, const oct_page_info *info, bool writable)
 {
     PyTypeObject *type = oct_state_of(cache)->page;
     oct_py_page *self = (oct_py_page *)type->tp_alloc(type, 0);
     if (!self) return NULL;
     self->cache = (oct_py_cache *)Py_NewRef((PyObject *)cache);
     self->info = *info;
-    self->seq = seq;
     self->writable = writable;
     if (writable) cache->edits++;
     return (PyObject *)self;
@@ -32,7 +31,7 @@ static void
 end_edit(oct_py_page *self)
 {
     if (!self->writable || self->closed) return;
-    oct_page_edit_end(self->cache->handle, self->seq);
+    oct_page_edit_end(self->cache->handle, self->info.page);
     self->cache->edits--;
 }
 

@@ -175,6 +175,13 @@ form_of(PyObject *arg, void *out)
 }
 
 static PyObject *
+no_form(void)
+{
+    PyErr_SetString(PyExc_ValueError, "form: this page format does not compute in it");
+    return NULL;
+}
+
+static PyObject *
 page_scores(PyObject *self, PyObject *args)
 {
     (void)self;
@@ -191,10 +198,11 @@ page_scores(PyObject *self, PyObject *args)
         return NULL;
     const oct_kernels *k = oct_probe_table(isa);
     const oct_act acts[] = {OCT_A32, OCT_A8, OCT_A8X2};
-    if (!k->page[id].scores[a.form]) return PyErr_Format(PyExc_ValueError, "form: not of this format");
+    if (!k->page[id].scores[a.form]) return no_form();
     q = (oct_rows){
-        .act = acts[a.form], .m = a.nq, .k = a.d, .kp = (a.d + OCT_GROUP - 1) / OCT_GROUP * OCT_GROUP,
-        .x = x, .ldx = (size_t)ldx, .hi = hi, .lo = lo, .scale = scale, .sum = sum,
+        .act = acts[a.form], .m = a.nq, .k = a.d,
+        .kp = (a.d + OCT_GROUP - 1) / OCT_GROUP * OCT_GROUP, .x = x,
+        .ldx = (size_t)ldx, .hi = hi, .lo = lo, .scale = scale, .sum = sum,
     };
     a.self = &k->page[id], a.ops = &k->op, a.block = block, a.unit_stride = (size_t)stride;
     a.q = &q, a.visible = visible, a.s = s, a.lds = (size_t)lds;
@@ -215,7 +223,7 @@ page_mix(PyObject *self, PyObject *args)
                           address, &p, &ldp, address, &o, &ldo))
         return NULL;
     const oct_kernels *k = oct_probe_table(isa);
-    if (!k->page[id].mix[a.form]) return PyErr_Format(PyExc_ValueError, "form: not of this format");
+    if (!k->page[id].mix[a.form]) return no_form();
     a.self = &k->page[id], a.ops = &k->op, a.block = block, a.unit_stride = (size_t)stride;
     a.visible = visible, a.p = p, a.ldp = (size_t)ldp, a.o = o, a.ldo = (size_t)ldo;
     return PyLong_FromLong((long)k->page[id].mix[a.form](&a, fresh_lane()));

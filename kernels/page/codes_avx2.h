@@ -5,8 +5,6 @@
 
 #include "kernels/page/seal_x86.h"
 
-typedef enum { OCT_CODE_INT8, OCT_CODE_FP8, OCT_CODE_INT4 } oct_code;
-
 OCT_INLINE __m256 oct_widen_half(__m128i x)
 {
     return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(x), 16));
@@ -96,17 +94,11 @@ OCT_INLINE __m256 oct_value_of(oct_code code, __m256i dword, int k, __m256 s, __
     const int shift = code == OCT_CODE_INT4 ? k % 4 * 8 + k / 4 * 4 : k * 8;
     const __m256i mask = _mm256_set1_epi32(code == OCT_CODE_INT4 ? 15 : 255);
     const __m256i u = _mm256_and_si256(_mm256_srli_epi32(dword, shift), mask);
-    const __m256i bias = _mm256_set1_epi32(code == OCT_CODE_INT8 ? 128 : 0);
+    const __m256i bias = _mm256_set1_epi32(code == OCT_CODE_INT8 ? OCT_BYTE_BIAS : 0);
     const __m256 q = code == OCT_CODE_FP8 ? oct_widen_e4m3(u)
                                           : _mm256_cvtepi32_ps(_mm256_sub_epi32(u, bias));
     if (!scaled) return q;
     return code == OCT_CODE_INT4 ? _mm256_fmadd_ps(q, s, z) : _mm256_mul_ps(q, s);
-}
-
-OCT_INLINE const uint32_t *oct_lines(const void *block, int d, oct_code code)
-{
-    const size_t parts = code == OCT_CODE_INT4 ? 2 : 1;
-    return (const uint32_t *)(const void *)((const char *)block + parts * oct_page_group_bytes(d));
 }
 
 OCT_INLINE void oct_expand_k(const oct_decode_args *a, oct_code code, bool scaled, int t)

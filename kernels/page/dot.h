@@ -30,7 +30,7 @@ static inline int oct_dot_steps(oct_form form)
     return form == OCT_FORM_Q8X2 ? 16256 : 127;
 }
 
-/* Sum of one group's query codes. Widths that are no multiple of 32 have one group: the whole row. */
+/* Sum of one group's query codes. A width that is no multiple of 32 is one group: the whole row. */
 static inline int32_t oct_dot_query_sum(const oct_rows *q, int i, int g, int group)
 {
     const int parts = q->kp / OCT_GROUP;

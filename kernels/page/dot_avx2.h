@@ -1,4 +1,4 @@
-/* dot_avx2.h: the forms q8 and q8x2 by pairs of bytes, for byte codes biased by 128 and for nibbles.
+/* dot_avx2.h: the forms q8 and q8x2 by pairs of bytes, for biased byte codes and for nibbles.
  *
  * vpmaddubsw adds two products of an unsigned and a signed byte and saturates at 16 bits, so no
  * product of 255 may enter: byte codes are taken back to signed w. scores uses |w| and the query
@@ -13,19 +13,6 @@
 #include "kernels/page/generic.h"
 
 #define OCT_DOT_ROWS 4
-
-typedef struct {
-    const uint8_t *codes;
-    const uint16_t *scales, *zeros; /* zeros: nibbles only */
-} oct_dot_page;
-
-OCT_INLINE oct_dot_page oct_dot_parts(const void *block, int d, int bits)
-{
-    const uint8_t *base = block;
-    const size_t part = oct_page_group_bytes(d);
-    return (oct_dot_page){base + (bits == 4 ? 2 : 1) * part, (const uint16_t *)block,
-                          (const uint16_t *)(base + part)};
-}
 
 OCT_INLINE __m256i oct_four_bytes(const int8_t *x)
 {
@@ -68,7 +55,7 @@ OCT_INLINE void oct_dot_line(__m256i acc[OCT_DOT_ROWS][2], int rows, int bits, b
     }
 }
 
-/* The dots of `rows` code rows with 16 tokens or channels over n codes, lines `step` bytes apart. */
+/* The dots of `rows` code rows with 16 tokens or channels over n codes, lines `step` apart. */
 OCT_INLINE void oct_dot_run(int32_t out[OCT_DOT_ROWS][16], int rows, int bits, bool probs,
                             const uint8_t *line, size_t step, const int8_t *const *x, int n)
 {
@@ -172,7 +159,7 @@ OCT_INLINE void oct_prob_bytes(int8_t *out, const __m256i *x)
     _mm_store_si128((__m128i *)out, oct_bytes_of(x[0], x[1], true));
 }
 
-/* w_t = p_t * s_t of the visible tokens, its largest magnitude, and the accumulators of p_t * zc_t. */
+/* w_t = p_t * s_t of the visible tokens, its largest magnitude, and accumulators of p_t * zc_t. */
 OCT_INLINE uint32_t oct_prob_weights(__m256 w[8], __m256 zacc[2], const float *p, const float *s,
                                      const float *zc, int visible)
 {

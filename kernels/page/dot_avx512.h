@@ -14,19 +14,6 @@
 
 #define OCT_DOT_ROWS 6
 
-typedef struct {
-    const uint8_t *codes;
-    const uint16_t *scales, *zeros; /* zeros: nibbles only */
-} oct_dot_page;
-
-OCT_INLINE oct_dot_page oct_dot_parts(const void *block, int d, int bits)
-{
-    const uint8_t *base = block;
-    const size_t part = oct_page_group_bytes(d);
-    return (oct_dot_page){base + (bits == 4 ? 2 : 1) * part, (const uint16_t *)block,
-                          (const uint16_t *)(base + part)};
-}
-
 OCT_INLINE __m512i oct_four_bytes(const int8_t *x)
 {
     int32_t four;
@@ -242,10 +229,9 @@ OCT_INLINE void oct_mix_tile(const oct_mix_args *a, int bits, int terms, int que
         for (int t = 0; t < OCT_PAGE_TOKENS; t += 16) {
             const __m512 scale = oct_widen_bf16(page.scales + g * OCT_PAGE_TOKENS + t);
             _mm512_store_ps(s + t, scale);
-            if (bits == 4)
-                _mm512_store_ps(zc + t,
-                                _mm512_fmadd_ps(_mm512_set1_ps(8.0f), scale,
-                                                oct_widen_bf16(page.zeros + g * OCT_PAGE_TOKENS + t)));
+            if (bits == 8) continue;
+            const __m512 zero = oct_widen_bf16(page.zeros + g * OCT_PAGE_TOKENS + t);
+            _mm512_store_ps(zc + t, _mm512_fmadd_ps(_mm512_set1_ps(8.0f), scale, zero));
         }
         for (int r = 0; r < queries; r++)
             oct_probs(&prob[r], a->p + (size_t)(i0 + r) * a->ldp, s, bits == 4 ? zc : NULL,

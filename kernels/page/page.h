@@ -1,6 +1,6 @@
 /* page.h: what all page formats share: which widths are legal, the group size, where an element's
- * code lies, and the limits of `seal` (docs/formats.md, A1, A3, A5). Formats draw their own bytes in
- * <format>.h; this file only keeps them from saying the same thing six times. */
+ * code lies, and the limits of `seal` (docs/formats.md, A1, A3, A5). Formats draw their own bytes
+ * in <format>.h; this file only keeps them from saying the same thing six times. */
 #ifndef OCT_PAGE_H
 #define OCT_PAGE_H
 
@@ -89,7 +89,8 @@ static inline oct_part oct_part_groups(const char *name, int d, size_t offset)
 }
 
 /* Codes of one byte, in the order of oct_page_at8. */
-static inline oct_part oct_part_codes8(oct_dtype dtype, int d, oct_role role, size_t offset, int bias)
+static inline oct_part oct_part_codes8(oct_dtype dtype, int d, oct_role role, size_t offset,
+                                       int bias)
 {
     oct_part part = {
         .name = "codes", .dtype = dtype, .offset = offset, .ndim = 3,

@@ -13,6 +13,30 @@
 
 #define OCT_INLINE static inline __attribute__((always_inline))
 
+#define OCT_BYTE_BIAS 128 /* of int8 codes */
+
+typedef enum { OCT_CODE_INT8, OCT_CODE_FP8, OCT_CODE_INT4 } oct_code;
+
+OCT_INLINE const uint32_t *oct_lines(const void *block, int d, oct_code code)
+{
+    const size_t parts = code == OCT_CODE_INT4 ? 2 : 1;
+    return (const uint32_t *)(const void *)((const char *)block + parts * oct_page_group_bytes(d));
+}
+
+/* The arrays of a block of int8 or int4. */
+typedef struct {
+    const uint8_t *codes;
+    const uint16_t *scales, *zeros; /* zeros: nibbles only */
+} oct_dot_page;
+
+OCT_INLINE oct_dot_page oct_dot_parts(const void *block, int d, int bits)
+{
+    const uint8_t *base = block;
+    const size_t part = oct_page_group_bytes(d);
+    return (oct_dot_page){base + (bits == 4 ? 2 : 1) * part, (const uint16_t *)block,
+                          (const uint16_t *)(base + part)};
+}
+
 /* 16 bf16 values to 16 stored codes (a nibble is one byte here); s > 0. */
 typedef __m128i (*oct_encode16_fn)(__m256i x, float s, float z);
 

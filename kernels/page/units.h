@@ -67,7 +67,8 @@ static inline oct_kstatus oct_units_layout(oct_dtype type, int d, oct_role role,
 }
 
 /* Rows that hold a bad value: note its place, and store NaN for each such element. */
-static inline void oct_units_mend(oct_dtype type, const oct_seal_args *a, oct_kstatus *status, int t)
+static inline void oct_units_mend(oct_dtype type, const oct_seal_args *a, oct_kstatus *status,
+                                  int t)
 {
     const uint32_t limit = oct_units_limit(type), magnitude = oct_units_sign(type) - 1;
     for (int c = 0; c < a->d; c++) {

@@ -55,7 +55,7 @@ static oct_kstatus pack(const oct_pack_args *a, size_t lo, size_t hi)
         for (int c = 0; c < OCT_BLOCK_N; c++) {
             const size_t i = b * OCT_BLOCK_N + (size_t)c;
             if (i >= (size_t)a->n) {
-                for (int j = 0; j < a->k; j++) block[(size_t)j * OCT_BLOCK_N + c] = 0;
+                for (int j = 0; j < a->k; j++) block[(size_t)j * OCT_BLOCK_N + (size_t)c] = 0;
                 continue;
             }
             const size_t row = s->row_map ? (size_t)s->row_map[i] : i;

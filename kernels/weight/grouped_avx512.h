@@ -177,7 +177,8 @@ OCT_INLINE void chain_rows(const strip *s, const float *panel, int inputs, const
 #pragma GCC unroll 4
         for (int r = 0; r < rows; r++) t[r][0] = t[r][1] = _mm512_setzero_ps();
         for (int j = g * 32; j < end; j++) {
-            const __m512 w0 = _mm512_load_ps(panel + j * 32), w1 = _mm512_load_ps(panel + j * 32 + 16);
+            const float *at = panel + j * OCT_BLOCK_N;
+            const __m512 w0 = _mm512_load_ps(at), w1 = _mm512_load_ps(at + 16);
 #pragma GCC unroll 4
             for (int r = 0; r < rows; r++) {
                 const __m512 x = _mm512_set1_ps(s->x[(size_t)r * s->ldx + (size_t)j]);

@@ -201,7 +201,7 @@ static float add_dot(const oct_rows *x, int row, int g, const int *v, float s, f
     const size_t at = (size_t)row * (size_t)x->kp + (size_t)g * OCT_GROUP;
     const size_t side = (size_t)row * (size_t)(x->kp / OCT_GROUP) + (size_t)g;
     int32_t dot = 0;
-    for (int j = 0; j < OCT_GROUP; j++) {
+    for (size_t j = 0; j < OCT_GROUP; j++) {
         const int q = x->act == OCT_A8X2 ? 128 * x->hi[at + j] + x->lo[at + j] : x->hi[at + j];
         dot += v[j] * q;
     }

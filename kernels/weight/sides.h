@@ -9,7 +9,7 @@
 #include "kernels/weight/grouped.h"
 #include "kernels/weight/tile.h"
 
-enum { SIDE_GROUPS = 512 };
+enum { SIDE_GROUPS = 256 };
 
 typedef union {
     int32_t dot; /* -bias * X: where the integer dot starts */
@@ -21,7 +21,7 @@ typedef struct {
     side value[OCT_TILE_M * SIDE_GROUPS]; /* [rows][groups] */
 } sides;
 
-/* The sums of x over 8 groups, each in ascending order; eight chains hide one addition's latency. */
+/* The sums of x over 8 groups at once, each in ascending order, to hide the latency of addition. */
 static inline void sum_groups(const float *x, int k, int groups, side *to)
 {
     for (int g = 0; g < groups; g += 8) {

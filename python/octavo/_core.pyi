@@ -22,6 +22,14 @@ def memory() -> dict[str, tuple[int, int]]:
 
 def uniform(seed: int, sequence: int, position: int) -> float: ...
 
+# Only in builds with OCTAVO_BUILD=faults (and only for tests).
+def fault(nth: int, mode: str = "once") -> None:
+    """Fail the nth fallible allocation from now, "once" or "from" then on; 0 disarms."""
+
+def fault_count() -> int: ...
+def cancel_after(nth: int) -> None:
+    """Cancel a step at its nth tile boundary from now; 0 disarms."""
+
 class Runtime:
     def __init__(self, threads: int = 0, isa: str | None = None) -> None: ...
     threads: int  # settable

@@ -147,7 +147,7 @@ def G10(d):
 
 
 def G11(d):
-    for kind in (4, 5, 31, 33, 36, 41, 99, (1 << 32) - 1):
+    for kind in (4, 5, 9, 31, 33, 36, 41, 99, (1 << 32) - 1):
         yield case(d, f"tensor type {kind}", gguf([], [tensor("a", (256,), kind)], DATA * 64))
 
 

@@ -1,8 +1,8 @@
 """Runs one group of hostile inputs in a process of its own, under a watchdog.
 
 A group is a generator of `Case`s in `cases_*.py`; as a program, `python harness.py GROUP`, this
-file runs them all and prints one JSON line each. The parent (`run_group`) asserts what every refusal
-owes: a typed error, at most 2 seconds, at most 64 MB and the file's size of memory.
+file runs them all and prints one JSON line each. The parent (`run_group`) asserts what every
+refusal owes: a typed error, at most 2 seconds, at most 64 MB and the file's size of memory.
 """
 
 import faulthandler

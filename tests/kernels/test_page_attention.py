@@ -218,3 +218,31 @@ def test_dot_forms_cost_what_the_design_says(fmt, form):
             ref[i] += (true**2).sum()
     got = 10 * np.log10(ref / err)
     assert (np.abs(got - want) < 0.35).all(), (got, want)
+
+
+@pytest.mark.parametrize("d", [80, 256])
+@pytest.mark.parametrize(("fmt", "form"), [s for s in SLOTS if s[0] not in PLAIN])
+@pytest.mark.parametrize("isa", po.ISAS)
+def test_sealed_units_past_the_visible_tokens_do_not_count(isa, fmt, form, d):
+    """NaN scales and wild codes from the next unit on: neither scores nor mix let them in."""
+    need(isa)
+    n, r = 4, np.random.default_rng(16)
+    for most in (3, 16, 30, 48):
+        visible = np.array([most, 0, most - 2, most], np.int32)
+        q, p = r.standard_normal((n, d)).astype(F32), probabilities(n, visible, r)
+        o = r.standard_normal((n, d)).astype(F32)
+        rows = po.hostile(d, 10)["gauss"].astype(BF16).astype(F32)
+        codes, scale, zero, _ = po.encode(fmt, rows)
+        after = -(-most // 16) * 16
+        codes[after:], scale[after:] = {"fp8": 0x7F, "int8": 127, "int4": 15}[fmt], np.nan
+        if zero is not None:
+            zero[after:] = np.nan
+        blocks = {}
+        for role in "kv":
+            wild = po.pack(fmt, role, codes, scale, zero)
+            _, blocks[role] = po.aligned(wild.nbytes)
+            blocks[role][:] = wild
+        s = po.scores(fmt, isa, form, blocks["k"], d, q, visible)
+        np.testing.assert_array_equal(s, want_scores(fmt, form, rows, q, visible))
+        got = po.mix(fmt, isa, form, blocks["v"], d, p, visible, o)
+        np.testing.assert_array_equal(got, want_mix(fmt, form, rows, p, visible, o))

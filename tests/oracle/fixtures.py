@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .forward import permute
+from .forward import GGUF_NAMES, GGUF_TOP_NAMES, permute
 
 TEMPLATE = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n"
@@ -91,7 +91,7 @@ def random_weights(shape: Tiny) -> dict[str, npt.NDArray[np.float32]]:
 
 
 def tokenizer(vocab: int = 300) -> Any:
-    """Train a byte-level BPE tokenizer of exactly `vocab` ids (at least 259) on the shipped text."""
+    """Train a byte-level BPE tokenizer of `vocab` ids (at least 259) on the shipped text."""
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 
     tok = Tokenizer(models.BPE())
@@ -187,20 +187,18 @@ def write_gguf(path: Path, shape: Tiny = LLAMA, *, quant: str = "F32") -> Path:
     import gguf
     from gguf.quants import quantize
 
-    from .forward import _GGUFWeights
-
     kind = gguf.GGMLQuantizationType[quant]
     writer = gguf.GGUFWriter(str(path), shape.arch)
     _gguf_metadata(writer, shape)
-    stems = {f".{k}.": f".{v}." for k, v in _GGUFWeights.NAMES.items()}
-    tops = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"}
+    renames = [(f".{k}.", f".{v}.") for k, v in GGUF_NAMES.items()]
+    renames += GGUF_TOP_NAMES.items()
     rng = np.random.default_rng(shape.seed + 1)
     for name, w in random_weights(shape).items():
         for part, heads in (("q_proj", shape.heads), ("k_proj", shape.kv_heads)):
             if shape.arch == "llama" and part in name:
                 w = permute(w, heads)
-        for a, b in (tops | stems | {"model.layers.": "blk."}).items():
-            name = name.replace(a, b)
+        for theirs, ours in [*renames, ("model.layers.", "blk.")]:
+            name = name.replace(theirs, ours)
         if w.ndim == 1:
             writer.add_tensor(name, w)
         elif quant.endswith("_K"):

@@ -155,27 +155,33 @@ def _show(hook: Hook, name: str, array: F64) -> F64:
     return array if shown is None else np.asarray(shown, dtype=np.float64)
 
 
+GGUF_NAMES = {
+    "input_layernorm": "attn_norm",
+    "post_attention_layernorm": "ffn_norm",
+    "self_attn.q_proj": "attn_q",
+    "self_attn.k_proj": "attn_k",
+    "self_attn.v_proj": "attn_v",
+    "self_attn.o_proj": "attn_output",
+    "self_attn.q_norm": "attn_q_norm",
+    "self_attn.k_norm": "attn_k_norm",
+    "mlp.gate_proj": "ffn_gate",
+    "mlp.up_proj": "ffn_up",
+    "mlp.down_proj": "ffn_down",
+}
+GGUF_TOP_NAMES = {
+    "model.embed_tokens": "token_embd",
+    "model.norm": "output_norm",
+    "lm_head": "output",
+}
+
+
 class _GGUFWeights(Mapping[str, npt.NDArray[Any]]):
     """The tensors of a GGUF file under Hugging Face's names, decoded at each access."""
 
-    NAMES = {
-        "input_layernorm": "attn_norm",
-        "post_attention_layernorm": "ffn_norm",
-        "self_attn.q_proj": "attn_q",
-        "self_attn.k_proj": "attn_k",
-        "self_attn.v_proj": "attn_v",
-        "self_attn.o_proj": "attn_output",
-        "self_attn.q_norm": "attn_q_norm",
-        "self_attn.k_norm": "attn_k_norm",
-        "mlp.gate_proj": "ffn_gate",
-        "mlp.up_proj": "ffn_up",
-        "mlp.down_proj": "ffn_down",
-    }
-
     def __init__(self, tensors: Mapping[str, Any], config: Config, permuted: bool) -> None:
-        top = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"}
+        top = dict(GGUF_TOP_NAMES)
         for layer in range(config.layers):
-            for ours, theirs in self.NAMES.items():
+            for ours, theirs in GGUF_NAMES.items():
                 top[f"model.layers.{layer}.{ours}"] = f"blk.{layer}.{theirs}"
         self.tensors = {
             f"{k}.weight": tensors[f"{v}.weight"]

@@ -1,6 +1,7 @@
 /* fp8 page, AVX-512 column. The order of float steps is that of the scalar column; the templates
  * are page/codes_avx512.h (seal, decode). */
 #include "kernels/page/codes_avx512.h"
+#include "kernels/page/float_avx512.h"
 #include "kernels/page/generic.h"
 
 static oct_kstatus seal(const oct_seal_args *a)
@@ -18,14 +19,31 @@ static oct_kstatus decode_codes(const oct_decode_args *a)
     return oct_expand(a, OCT_CODE_FP8, false);
 }
 
+static inline void load4(__m512 x[4], const char *at, size_t step)
+{
+    (void)step;
+    __m512 codes[8];
+    oct_codes_of(OCT_CODE_FP8, _mm512_load_si512(at), codes);
+    for (int k = 0; k < 4; k++) x[k] = codes[k];
+}
+
+static bool many(int nq, int d)
+{
+    return nq > OCT_FLOAT_ROWS || oct_page_group(d) < d;
+}
+
 static oct_kstatus scores_f32(const oct_scores_args *a, void *lane)
 {
-    return oct_page_scaled_scores(a, decode_codes, lane);
+    if (many(a->nq, a->d)) return oct_page_scaled_scores(a, decode_codes, lane);
+    oct_float_scores(a, (oct_float_format){1, true, load4});
+    return OCT_K_OK;
 }
 
 static oct_kstatus mix_f32(const oct_mix_args *a, void *lane)
 {
-    return oct_page_scaled_mix(a, decode_codes, lane);
+    if (many(a->nq, a->d)) return oct_page_scaled_mix(a, decode_codes, lane);
+    oct_float_mix(a, (oct_float_format){1, true, load4});
+    return OCT_K_OK;
 }
 
 const oct_page_kernels oct_page_fp8_avx512 = {

@@ -13,7 +13,8 @@
  *   +---------+---------+-- --+---------+        +---------+---------+-- --+----------+
  * Why so: as int8, with the second half of eight in the high nibbles, so that a mask and a shift
  *   give two lines of bytes in the order of int8.
- * seal    zero = min + 0, scale = bf16_up((max - zero) / 15), code = clamp(rne((x - zero) / scale)).
+ * seal    zero = min + 0, scale = bf16_up((max - zero) / 15), code = rne((x - zero) / scale),
+ *         clamped to 0..15.
  * decode  one rounding: the product is exact.
  * mix     uses code - 8 and zc = fma(8, scale, zero), so that rounding a probability is multiplied
  *         by a small code; zacc = reduce(p_t, zc_t) in the shape of oct_reduce_tree (t = j, j+16,

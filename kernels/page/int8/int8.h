@@ -12,7 +12,8 @@
  * Why so: 64 bytes are 16 tokens (K) or 16 channels (V), and four broadcast bytes of query or
  *   probability advance 16 dot products at once; 64 tokens' scales are two vectors.
  * Why +128: vpdpbusd wants one side unsigned, and the broadcast side is signed.
- * seal    scale = bf16_up(amax / 127), code = rne(x / scale): |x - decode| <= scale/2 * (1 + 2^-10).
+ * seal    scale = bf16_up(amax / 127), code = rne(x / scale) + 128;
+ *         |x - decode| <= scale / 2 * (1 + 2^-10).
  * decode  exact: 8 bits times 8 bits. */
 #ifndef OCT_PAGE_INT8_H
 #define OCT_PAGE_INT8_H

@@ -50,7 +50,8 @@ static oct_kstatus seal(const oct_seal_args *a)
             const float s = bad >= 0 ? 0.0f : oct_bf16_to_f32(scale);
             scales[g * OCT_PAGE_TOKENS + t] = scale;
             for (int c = g * group; c < (g + 1) * group; c++)
-                codes[oct_page_at8(a->role, d, t, c)] = (uint8_t)(OCT_INT8_BIAS + code_of(row[c], s));
+                codes[oct_page_at8(a->role, d, t, c)] =
+                    (uint8_t)(OCT_INT8_BIAS + code_of(row[c], s));
         }
     }
     return status;

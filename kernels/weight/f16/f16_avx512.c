@@ -1,5 +1,5 @@
-/* f16, AVX-512 column: the linear of floats_avx512.h with the type of f16.h. Packing and gathering
- * stay with the scalar column. */
+/* f16, AVX-512 column: the linear of floats_avx512.h with the type of f16.h.
+ * Packing and gathering, which are not hot, stay with the scalar column. */
 #include "kernels/weight/f16/f16.h"
 #include "kernels/weight/floats_avx512.h"
 

@@ -1,5 +1,5 @@
-/* q4g32m, AVX-512 column: the linears of grouped_avx512.h with the constants of q4g32m.h. Packing and
- * gathering, which are not hot, stay with the scalar column. */
+/* q4g32m, AVX-512 column: the linears of grouped_avx512.h with the constants of q4g32m.h.
+ * Packing and gathering, which are not hot, stay with the scalar column. */
 #include "kernels/weight/q4g32m/q4g32m.h"
 #include "kernels/weight/grouped_avx512.h"
 

@@ -1,5 +1,5 @@
-/* w8g32, AVX-512 column: the linears of grouped_avx512.h with the constants of w8g32.h. Packing and
- * gathering, which are not hot, stay with the scalar column. */
+/* w8g32, AVX-512 column: the linears of grouped_avx512.h with the constants of w8g32.h.
+ * Packing and gathering, which are not hot, stay with the scalar column. */
 #include "kernels/weight/w8g32/w8g32.h"
 #include "kernels/weight/grouped_avx512.h"
 

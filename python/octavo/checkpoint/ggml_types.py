@@ -24,7 +24,6 @@ _TABLE = (
     GGMLType("Q5_0", 6, 32, 22),
     GGMLType("Q5_1", 7, 32, 24),
     GGMLType("Q8_0", 8, 32, 34),
-    GGMLType("Q8_1", 9, 32, 36),
     GGMLType("Q2_K", 10, 256, 84),
     GGMLType("Q3_K", 11, 256, 110),
     GGMLType("Q4_K", 12, 256, 144),
@@ -55,6 +54,6 @@ _TABLE = (
 BY_ID = {t.id: t for t in _TABLE}
 BY_NAME = {t.name: t for t in _TABLE}
 
-# Ids that older files used and that no reader of today knows how to read.
-REMOVED = {4: "Q4_2", 5: "Q4_3", 31: "Q4_0_4_4", 32: "Q4_0_4_8", 33: "Q4_0_8_8",
+# Ids of types that are gone, or (Q8_1) never stored, and that no reader of today reads.
+REMOVED = {4: "Q4_2", 5: "Q4_3", 9: "Q8_1", 31: "Q4_0_4_4", 32: "Q4_0_4_8", 33: "Q4_0_8_8",
            36: "IQ4_NL_4_4", 37: "IQ4_NL_4_8", 38: "IQ4_NL_8_8"}  # fmt: skip

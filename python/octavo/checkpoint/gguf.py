@@ -295,7 +295,7 @@ def _place(file, entry, data_start, alignment):
     name, kind, shape, offset, at = entry
     what = f"tensor {name!r}"
     if kind not in BY_ID:
-        old = f"{kind} ({REMOVED[kind]}, removed)" if kind in REMOVED else kind
+        old = f"{kind} ({REMOVED[kind]}, not a stored type)" if kind in REMOVED else kind
         raise fail(file.path, f"type of {what}", old, "a tensor type of GGUF v3", at)
     elements = 1
     for n in shape:

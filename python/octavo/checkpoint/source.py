@@ -105,11 +105,7 @@ class File:
 
     def copy(self, offset, nbytes):
         """Return `nbytes` bytes from `offset` as a fresh read-only uint8 array."""
-        self._check(offset, nbytes)
-        out = np.empty(nbytes, np.uint8)
-        self.read_into(memoryview(out), offset)
-        out.setflags(write=False)
-        return out
+        return np.frombuffer(self.read(offset, nbytes), np.uint8)
 
     def read(self, offset, nbytes):
         """Return `nbytes` bytes from `offset` as bytes, held once."""

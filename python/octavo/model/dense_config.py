@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from octavo.errors import CheckpointError
 
-from .dense import GGUF_NAMES, HF_NAMES, biases_in, tensor_uses, vocabulary
+from .dense import BIASED, GGUF_NAMES, HF_NAMES, biases_in, tensor_uses, vocabulary
 from .fields import MAX_LAYERS, Fields
 from .rope import rope_from_config, rope_from_gguf
 from .spec import ModelSpec
@@ -92,7 +92,7 @@ def from_hf(config: Fields, tensors: Mapping[str, Any], *, qk_norm: bool = False
         rope=rope_from_config(config, head_dim),
         tied=tied,
         qk_norm=qk_norm,
-        biases=biases_in(tensors, HF_NAMES),
+        biases=frozenset(BIASED if config.flag("attention_bias") else ()),
         skips=tuple(skips),
     )
     return replace(spec, uses=tensor_uses(spec, HF_NAMES))

@@ -33,7 +33,6 @@ _PLANNED = {
     "fp8t": "fp8", "nvfp4t": "int4", "fp8_e5m2": "fp8",
 }  # fmt: skip
 MAX_PAGES = 1 << 20
-_NO_LAYERS: Mapping[int, Any] = MappingProxyType({})
 
 
 @dataclass(frozen=True)
@@ -69,7 +68,7 @@ class KVScheme:
     sink_pages: int = 0
     recent_pages: int = 0
     attention: str | None = None
-    layers: Mapping[int, Any] = field(default=_NO_LAYERS)
+    layers: Mapping[int, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         put = object.__setattr__

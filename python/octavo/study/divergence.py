@@ -145,9 +145,10 @@ class Divergence:
 
 @dataclass
 class Ladder:
-    """Several variants against one base; the first row is the floor."""
+    """Several variants against one base; if `floor`, the first row is what nothing is below."""
 
     rows: list[Divergence]
+    floor: bool = False
 
     def __getitem__(self, name: str) -> Divergence:
         for row in self.rows:
@@ -165,19 +166,22 @@ class Ladder:
         out = Table(
             f"KL(base || variant) in nats, base {b['model']} kv={b['kv']} act={b['act']}",
             [
-                *("variant", "mean [95 %]", "minus row above [95 %]", "median", "p95", "p99"),
-                *("max", "top-1 %", "ln PPL ratio [95 %]", "B/token", "sealed %"),
+                *("variant", "mean [95 %]", *self._if_floor("x floor"), "minus row above [95 %]"),
+                *("median", "p95", "p99", "max", "top-1 % [95 %]", "ln PPL ratio [95 %]"),
+                *("B/token", "sealed %"),
             ],
         )
         for i, r in enumerate(self.rows):
-            step = self.rows[i].minus(self.rows[i - 1]) if i else None
+            step = r.minus(self.rows[i - 1]) if i else None
+            top1, ratio = r.top1, r.log_ppl_ratio
             out.add(
                 r.name,
                 interval(r.mean.value, r.mean.low, r.mean.high),
+                *self._if_floor(self._over_floor(r)),
                 None if step is None else interval(step.value, step.low, step.high, 2),
                 *(figure(r.percentile(q)) for q in (50, 95, 99, 100)),
-                interval(*(100 * x for x in (r.top1.value, r.top1.low, r.top1.high)), 4),
-                interval(*(getattr(r.log_ppl_ratio, k) for k in ("value", "low", "high")), 2),
+                interval(100 * top1.value, 100 * top1.low, 100 * top1.high, 4),
+                interval(ratio.value, ratio.low, ratio.high, 2),
                 f"{r.sealed_bytes:,.0f}",
                 f"{100 * r.sealed_fraction:.1f}",
             )
@@ -189,6 +193,15 @@ class Ladder:
             "pages, scales included",
         ]
         return out
+
+    def _if_floor(self, cell: str) -> list[str]:
+        return [cell] if self.floor else []
+
+    def _over_floor(self, row: Divergence) -> str:
+        if row is self.rows[0]:
+            return "floor"
+        ratio = row.mean.value / max(self.rows[0].mean.value, 1e-300)
+        return "<= floor" if ratio <= 1 else figure(ratio)
 
     def __str__(self) -> str:
         return str(self.table())
@@ -281,6 +294,7 @@ def ladder(
     """
     out = divergence(base, list(schemes), text, tokens=tokens, quiet=quiet)
     assert isinstance(out, Ladder)
+    out.floor = True
     return out
 
 
@@ -296,6 +310,7 @@ def _lockstep(
     lanes = [Lane(llm) for llm in (base, *llms)]
     parts: list[list[tuple[npt.NDArray, ...]]] = [[] for _ in llms]
     where: list[tuple[int, int, int]] = []
+    following = np.append(ids[1:], np.int32(-1))
     try:
         chunks = [
             (lo // window, lo, min(lo + ROWS, lo - lo % window + window, len(ids)))
@@ -306,13 +321,14 @@ def _lockstep(
             if lo % window == 0:
                 for lane in lanes:
                     lane.start()
-            target = np.append(ids[lo + 1 : hi + 1], [-1] * (hi + 1 - min(hi + 1, len(ids))))
             want = lanes[0].rows(ids[lo:hi])
-            nll_base, top = lanes[0].nll(want, target), lanes[0].argmax(want)
+            nll_base, top = lanes[0].nll(want, following[lo:hi]), lanes[0].argmax(want)
             for lane, part in zip(lanes[1:], parts, strict=True):
                 got = lane.rows(ids[lo:hi])
                 kld = lane.kl(want, got)
-                part.append((kld, nll_base, lane.nll(got, target), top == lane.argmax(got)))
+                part.append(
+                    (kld, nll_base, lane.nll(got, following[lo:hi]), top == lane.argmax(got))
+                )
             where.append((w, lo % window, hi - lo))
     finally:
         sizes = [lane.close() for lane in lanes]
@@ -321,7 +337,7 @@ def _lockstep(
     out = []
     for llm, part, size in zip(llms, parts, sizes[1:], strict=True):
         columns = [np.concatenate(c) for c in zip(*part, strict=True)]
-        law = {"sinks": size.sinks, "recent": size.recent}
+        law = {"sinks": llm.kv.sink_pages, "recent": llm.kv.recent_pages}
         lengths = np.bincount(window_of)
         share = [sealed_fraction(int(n), **law) for n in lengths]
         out.append(

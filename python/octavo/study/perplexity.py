@@ -77,7 +77,7 @@ class Perplexity:
 
     @property
     def ci_iid(self) -> float:
-        """llama.cpp's plus-minus, as if tokens were independent: too narrow, for comparison only."""
+        """llama.cpp's plus-minus: as if tokens were independent, so too narrow."""
         n = len(self.nll)
         return self.value * math.sqrt(float(np.var(self.nll)) / max(1, n - 1))
 
@@ -175,6 +175,7 @@ def perplexity(
     first = 0 if gptq else size // 2
     bos = None if gptq else _added_bos(llm)
     scored: list[npt.NDArray[np.float64]] = []
+    total = 0.0
     for w in progress(range(count), "perplexity", quiet):
         window = ids[w * size : (w + 1) * size]
         if bos is not None:
@@ -184,8 +185,9 @@ def perplexity(
             bad = int(np.flatnonzero(~np.isfinite(nll))[0]) + first
             raise NumericalError(f"perplexity: window {w}, position {bad} is not finite")
         scored.append(nll)
+        total += float(np.mean(nll))
         if on_window is not None:
-            on_window(w + 1, count, math.exp(float(np.mean(np.concatenate(scored)))))
+            on_window(w + 1, count, math.exp(total / (w + 1)))
     each = size - 1 - first
     return Perplexity(
         protocol=protocol,

@@ -1,7 +1,9 @@
 """The studies' one door to the engine: all logits of a chunk, reductions, and what was stored.
 
-Everything else in `octavo.study` is arithmetic on arrays. A `Lane` holds one sequence of one LLM;
-it steps outside the prefix index, so a study never reads pages that it did not write.
+Everything else in `octavo.study` is arithmetic on arrays. What the engine must offer, all public:
+`LLM.name, weights, kv, act, runtime, tokenizer`, `LLM.sequence()` (an empty one that reads and
+feeds no prefix index), `Sequence.append(ids, all_logits=True)` (float32 [n, vocab], the logits
+after each of these tokens), `Sequence.kv.bytes()` (the core's ledger of it) and `close()`.
 """
 
 from collections.abc import Iterable, Sequence
@@ -21,12 +23,10 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Size:
-    """What a lane's last window took: bytes per sealed token, per open row, and the scheme's windows."""
+    """Bytes per token of a sealed page, scales included, and of an open one, over all layers."""
 
     sealed_bytes: float
     open_bytes: float
-    sinks: int
-    recent: int
 
 
 class Lane:
@@ -65,8 +65,13 @@ class Lane:
         return np.where(target < 0, np.nan, out)
 
     def close(self) -> Size:
-        """Close the sequence and return what its pages took."""
-        raise NotImplementedError
+        """Close the sequence and return what its tokens took, by the ledger."""
+        if self._sequence is None:
+            return Size(float("nan"), float("nan"))
+        ledger = self._sequence.kv.bytes()
+        self._sequence.close()
+        self._sequence = None
+        return Size(ledger.sealed_token_bytes, ledger.open_token_bytes)
 
 
 def describe(llm: "LLM") -> dict[str, Any]:

@@ -26,7 +26,7 @@ class Table:
         widths = [max(len(row[i]) for row in lines) for i in range(len(self.columns))]
 
         def line(row: Sequence[str]) -> str:
-            cells = [c.rjust(w) if i else c.ljust(w) for i, (c, w) in enumerate(zip(row, widths))]
+            cells = (f"{c:{'>' if i else '<'}{widths[i]}}" for i, c in enumerate(row))
             return "  ".join(cells).rstrip()
 
         rule = "  ".join("-" * w for w in widths)
@@ -57,6 +57,13 @@ class Table:
         for cells in self.rows:
             out.add_row(*(Text(c) for c in cells))
         return out
+
+    def show(self, console: Any) -> None:
+        """Print to a `rich.console.Console`: with borders on a terminal, else as plain text."""
+        if console.is_terminal:
+            console.print(self.rich())
+        else:
+            console.print(str(self), highlight=False, markup=False, soft_wrap=True)
 
 
 def figure(x: float, digits: int = 3) -> str:

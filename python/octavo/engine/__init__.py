@@ -1,0 +1,1 @@
+"""Running a model: tokens in, tokens out. Tokenizer, sampler, sequences, batch loop."""

@@ -1,0 +1,376 @@
+"""The same pages and kernels on the user's own arrays, without a model: `Cache` and `Linear`.
+
+Inputs are float32, C-contiguous, and borrowed for the call without a copy; another layout is an
+error that says what was passed.
+"""
+
+import threading
+from collections.abc import Sequence as SequenceABC
+from contextlib import AbstractContextManager
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from octavo import _core
+from octavo.errors import ClosedError
+from octavo.model import LayerShape
+from octavo.quant import rtn
+from octavo.scheme import CHECKPOINT, DEFAULT_ACT, KVScheme, WeightScheme, is_grouped, parse_act
+
+from .ends import close_at_exit
+from .kv import EditView, Ledger, checked_place, edit_page
+from .memory import parse_bytes
+from .packing import add_quantized, add_values, cast_values
+from .pages import PageView, open_page
+from .pool import PAGE_TOKENS, Pool
+
+F32 = npt.NDArray[np.float32]
+MaybeF32 = npt.NDArray[np.float32] | None
+_runtime_lock = threading.Lock()
+_runtime: Any = None
+_DEFAULT_MEMORY = 256 << 20
+_FLOATS = {"float32": "f32", "float16": "f16", "bfloat16": "bf16"}
+
+
+def default_runtime(threads: int | None = None) -> Any:
+    """Return the process's shared runtime, or a new one with so many threads."""
+    global _runtime
+    if threads is not None:
+        return _core.Runtime(threads)
+    with _runtime_lock:
+        if _runtime is None:
+            _runtime = _core.Runtime(0)
+        return _runtime
+
+
+class Cache:
+    """A paged, quantized KV cache for the user's own keys and values.
+
+    Parameters
+    ----------
+    layers, kv_heads, head_dim : int
+        Shape; all layers alike.
+    kv : str or KVScheme
+    v_dim : int, optional
+        Width of a value head, if it differs from `head_dim`.
+    memory : int or str
+        Budget of pages in bytes.
+    threads : int, optional
+        By default the process's shared threads.
+
+    Notes
+    -----
+    `append`, `attend`, `page`, `edit` and `truncate` work on the cache's first sequence; `sequence`
+    gives more of them.
+
+    Raises
+    ------
+    ValueError
+        If the scheme cannot hold these widths.
+    """
+
+    def __init__(self, layers: int, kv_heads: int, head_dim: int, kv: str | KVScheme = "bf16", *,
+                 v_dim: int | None = None, memory: int | str = _DEFAULT_MEMORY,
+                 threads: int | None = None) -> None:  # fmt: skip
+        for name, value in (("layers", layers), ("kv_heads", kv_heads), ("head_dim", head_dim)):
+            _check_count(f"Cache: {name}", value)
+        shape = LayerShape(kv_heads, head_dim, v_dim or head_dim)
+        self.kv = KVScheme.parse(kv)
+        self.runtime = default_runtime(threads)
+        budget = parse_bytes(memory)
+        self._pool = Pool(self.runtime, (shape,) * layers, self.kv, budget)
+        self.first = CacheSequence(self._pool, self._pool.core.open())
+
+    def sequence(self) -> "CacheSequence":
+        """Return another, empty sequence on the same pages."""
+        return CacheSequence(self._pool, self._pool.core.open())
+
+    def append(
+        self, k: F32, v: F32, q: F32 | None = None, scale: float | None = None
+    ) -> F32 | None:
+        """See `CacheSequence.append`."""
+        return self.first.append(k, v, q, scale)
+
+    def attend(self, q: F32, layer: int = 0, scale: float | None = None) -> F32:
+        """See `CacheSequence.attend`."""
+        return self.first.attend(q, layer, scale)
+
+    def page(self, layer: int, index: int) -> PageView:
+        """See `CacheSequence.page`."""
+        return self.first.page(layer, index)
+
+    def edit(self, layer: int, index: int) -> AbstractContextManager[EditView]:
+        """See `CacheSequence.edit`."""
+        return self.first.edit(layer, index)
+
+    def truncate(self, n: int) -> int:
+        """See `CacheSequence.truncate`."""
+        return self.first.truncate(n)
+
+    def __len__(self) -> int:
+        return len(self.first)
+
+    def bytes(self) -> Ledger:
+        """Return the ledger of the whole cache."""
+        return Ledger.of(self._pool)
+
+    def check(self) -> None:
+        """Hold every invariant of the page store; `AssertionError` names the one that fails."""
+        self._pool.core.check()
+
+    @property
+    def closed(self) -> bool:
+        """Whether `close` was called."""
+        return self._pool.core.closed
+
+    def close(self) -> None:
+        """Free the pages; idempotent. `BufferError` while views hold one: nothing is changed."""
+        self._pool.core.close()
+
+    def __enter__(self) -> "Cache":
+        return self
+
+    def __exit__(self, kind: Any, *exc: Any) -> None:
+        close_at_exit(self, kind)
+
+    def __repr__(self) -> str:
+        if self.closed:
+            return "<closed Cache>"
+        s = self._pool.shapes[0]
+        shape = f"{len(self._pool.shapes)} layers x {s.kv_heads} heads x {s.k_width}"
+        per_token = f"{self._pool.token_bytes:,.0f} bytes/token sealed"
+        return f"<Cache of {shape} in {self.kv}: {len(self)} tokens, {per_token}>"
+
+
+class CacheSequence:
+    """One history of keys and values in a `Cache`."""
+
+    def __init__(self, pool: Pool, handle: int) -> None:
+        self._pool, self._handle, self._closed = pool, handle, False
+
+    def append(
+        self, k: F32, v: F32, q: F32 | None = None, scale: float | None = None
+    ) -> F32 | None:
+        """Append tokens to every layer, and attend causally where `q` is given.
+
+        Parameters
+        ----------
+        k, v : numpy.ndarray of float32, shape (layers, n, kv_heads, width)
+            In the model's basis. With one layer the first axis may be absent.
+        q : numpy.ndarray of float32, shape (layers, n, heads, head_dim), optional
+        scale : float
+            Factor of the scores; by default head_dim ** -0.5.
+
+        Returns
+        -------
+        numpy.ndarray of float32, shape (layers, n, heads, v_dim), or None
+
+        Raises
+        ------
+        NumericalError
+            If a row is not finite, or too large for the format.
+        OutOfPages
+            If the budget cannot hold them. The sequence is as it was in either case.
+        """
+        self._check_open("append")
+        layers, shape = len(self._pool.shapes), self._pool.shapes[0]
+        k = _rows("k", k, layers, shape.kv_heads, shape.k_width)
+        n = k.shape[1]
+        v = _rows("v", v, layers, shape.kv_heads, shape.v_width, n)
+        if q is None:
+            self._pool.core.append(self._handle, k.reshape(-1), v.reshape(-1), n)
+            return None
+        squeeze = layers == 1 and q.ndim == 3
+        q = _rows("q", q, layers, None, shape.k_width, n)
+        heads = q.shape[2]
+        out = self._pool.core.append(
+            self._handle, k.reshape(-1), v.reshape(-1), n, q=q.reshape(-1), heads=heads,
+            scale=shape.k_width**-0.5 if scale is None else scale,
+        ).reshape(layers, n, heads, shape.v_width)  # fmt: skip
+        return out[0] if squeeze else out
+
+    def attend(self, q: F32, layer: int = 0, scale: float | None = None) -> F32:
+        """Attend from queries that stand just after the last token.
+
+        Parameters
+        ----------
+        q : numpy.ndarray of float32, shape (m, heads, head_dim)
+
+        Returns
+        -------
+        numpy.ndarray of float32, shape (m, heads, v_dim)
+        """
+        self._check_open("attend")
+        shape = self._pool.shapes[0]
+        q = _rows("q", q, 1, None, shape.k_width)[0]
+        factor = shape.k_width**-0.5 if scale is None else scale
+        return self._pool.core.attend(self._handle, layer, q, q.shape[1], factor)
+
+    def page(self, layer: int, index: int) -> PageView:
+        """Return one page (see `octavo.engine.kv.KVView.page`)."""
+        self._check_open("page")
+        return open_page(self._pool, self._handle, *self._place(layer, index))
+
+    def edit(self, layer: int, index: int) -> AbstractContextManager[EditView]:
+        """Open one sealed page for writing (see `octavo.engine.kv.KVView.edit`)."""
+        self._check_open("edit")
+        return edit_page(self._pool, self._handle, *self._place(layer, index))
+
+    def _place(self, layer: int, index: int) -> tuple[int, int]:
+        pages = -(-len(self) // PAGE_TOKENS)
+        return checked_place(layer, index, len(self._pool.shapes), pages)
+
+    def __len__(self) -> int:
+        return self._pool.core.length(self._handle)
+
+    def fork(self, into: Cache | None = None) -> "CacheSequence":
+        """Return a copy: pages shared, or re-encoded into another cache of the same shapes."""
+        self._check_open("fork")
+        if into is None:
+            return CacheSequence(self._pool, self._pool.core.fork(self._handle))
+        return CacheSequence(into._pool, self._pool.core.reencode(self._handle, into._pool.core))
+
+    def truncate(self, n: int) -> int:
+        """Forget tokens at and past `n`, and return how many are left.
+
+        Fewer than `n` are left where `n` lies inside a sealed page: its unquantized rows are gone,
+        so they must be appended again.
+        """
+        self._check_open("truncate")
+        return self._pool.core.truncate(self._handle, n)
+
+    def bytes(self) -> Ledger:
+        """Return this sequence's ledger."""
+        return Ledger.of(self._pool, self._handle)
+
+    def close(self) -> None:
+        """Give the pages back; idempotent. `BufferError` while views hold one."""
+        if not self._closed and not self._pool.core.closed:
+            self._pool.core.release(self._handle)
+        self._closed = True
+
+    def __del__(self) -> None:
+        if not getattr(self, "_closed", True):
+            self._closed = True
+            self._pool.discard(self._handle)
+
+    def _check_open(self, what: str) -> None:
+        if self._closed:
+            raise ClosedError(f"{what}: the sequence was closed; nothing was done")
+        self._pool.sweep()
+
+
+class Linear:
+    """One matrix in a weight format: ``y = x W^T``.
+
+    Parameters
+    ----------
+    w : numpy.ndarray of float32, float16 or bfloat16, shape (n, k)
+    weights : str or WeightScheme
+        ``"checkpoint"`` holds `w` as it is; grouped formats are rounded to nearest.
+    act : str
+        How grouped formats read `x`; float formats read it as it is.
+    threads : int, optional
+        By default the process's shared threads.
+
+    Attributes
+    ----------
+    format : str
+    shape : (n, k)
+    """
+
+    def __init__(self, w: npt.NDArray[Any], weights: str | WeightScheme = CHECKPOINT,
+                 act: str = DEFAULT_ACT, threads: int | None = None) -> None:  # fmt: skip
+        scheme, own = WeightScheme.parse(weights), _float_type(w)
+        self.format = own if scheme.format == CHECKPOINT else scheme.format
+        self.act = parse_act(act) if is_grouped(self.format) else "a32"
+        self.shape = w.shape
+        self.runtime = default_runtime(threads)
+        self._core = _core.Weights(self.runtime)
+        if self.format == own:
+            self._id = add_values(self._core, own, w)
+        elif is_grouped(self.format):
+            quantized = rtn.quantize(w.astype(np.float32), self.format, scheme.grid)
+            self._id = add_quantized(self._core, quantized)
+        else:
+            cast = cast_values(w.astype(np.float32), self.format, "Linear")
+            self._id = add_values(self._core, self.format, cast)
+
+    def __call__(self, x: F32, out: F32 | None = None) -> F32:
+        """Return ``x W^T``.
+
+        Parameters
+        ----------
+        x : numpy.ndarray of float32, shape (m, k) or (k,)
+        out : numpy.ndarray of float32, shape (m, n), optional
+
+        Returns
+        -------
+        numpy.ndarray of float32, shape (m, n) or (n,)
+            Each row depends on its own row of `x` alone, bit for bit.
+        """
+        if isinstance(x, np.ndarray) and x.ndim == 1:
+            return self._core.linear(self._id, x[None], act=self.act)[0]
+        return self._core.linear(self._id, x, act=self.act, out=out)
+
+    def dequantize(self, rows: SequenceABC[int] | None = None) -> F32:
+        """Return the values that the kernels multiply, float32 (n, k), a copy."""
+        ids = np.arange(self.shape[0]) if rows is None else np.asarray(rows)
+        return self._core.rows(self._id, ids.astype(np.int32))
+
+    def unpack(self) -> dict[str, npt.NDArray[Any]]:
+        """Return logical codes, scales, zeros, minima (or values) as copies."""
+        return self._core.unpack(self._id)
+
+    @property
+    def nbytes(self) -> int:
+        """Packed bytes."""
+        return self._core.nbytes
+
+    def close(self) -> None:
+        """Free the packed matrix; idempotent."""
+        self._core.close()
+
+    def __repr__(self) -> str:
+        n, k = self.shape
+        return f"<Linear {n} x {k} in {self.format}, act {self.act}, {self.nbytes:,} bytes>"
+
+
+def _check_count(what: str, value: Any) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | np.integer):
+        raise TypeError(f"{what} must be an int, not {type(value).__name__}")
+    if not 1 <= value <= 1 << 16:
+        raise ValueError(f"{what} is {value}; legal: 1 to {1 << 16}")
+
+
+def _float_type(w: Any) -> str:
+    if not isinstance(w, np.ndarray) or w.ndim != 2 or not w.size:
+        what = f"shape {list(w.shape)}" if isinstance(w, np.ndarray) else type(w).__name__
+        raise TypeError(f"Linear: w is {what}; legal: an array (n, k)")
+    if w.dtype.name not in _FLOATS:
+        raise TypeError(f"Linear: w has dtype {w.dtype}; legal: {', '.join(_FLOATS)}")
+    return _FLOATS[w.dtype.name]
+
+
+def _rows(
+    name: str, x: Any, layers: int, heads: int | None, width: int, n: int | None = None
+) -> F32:
+    """Check an array of rows, and give it its first axis if it may be absent."""
+    if not isinstance(x, np.ndarray):
+        raise TypeError(f"{name} must be a NumPy array, not {type(x).__name__}")
+    if layers == 1 and x.ndim == 3:
+        x = x[None]
+    want = [layers, "n" if n is None else n, "heads" if heads is None else heads, width]
+    good = x.ndim == 4 and all(
+        not isinstance(w, int) or w == s for w, s in zip(want, x.shape, strict=True)
+    )
+    if not good or not x.size:
+        raise ValueError(f"{name} has shape {list(x.shape)}; legal: {want}")
+    if x.dtype != np.float32 or not x.dtype.isnative or not x.flags.c_contiguous:
+        layout = "contiguous" if x.flags.c_contiguous else "not contiguous"
+        raise TypeError(
+            f"{name} has dtype {x.dtype} and is {layout}; legal: C-contiguous float32 "
+            "(numpy.ascontiguousarray(x, dtype=numpy.float32))"
+        )
+    return x

@@ -1,0 +1,107 @@
+"""Activations as NumPy arrays: what ops wrote, copied at their boundary while a step runs.
+
+`Taps` is both the context manager that `LLM.capture` returns and the mapping of what was seen.
+"""
+
+import fnmatch
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from octavo.model import Program
+
+
+class Taps(Mapping[str, npt.NDArray[np.float32]]):
+    """Activations by name, float32 [rows, width], rows in the order in which they were computed.
+
+    Attributes
+    ----------
+    position : numpy.ndarray of int64, shape (rows,)
+        Position of each row's token in its sequence.
+    sequence : numpy.ndarray of int64, shape (rows,)
+        Handle of each row's sequence: equal handles, same sequence.
+    token : numpy.ndarray of int32, shape (rows,)
+        Id of each row's token.
+    """
+
+    def __init__(self, program: Program, patterns: tuple[str, ...], owner: list["Taps"]) -> None:
+        if not patterns:
+            raise ValueError(f"capture: no names given; known: {_shorten(program.taps)}")
+        names: dict[str, None] = {}
+        for pattern in patterns:
+            if not isinstance(pattern, str):
+                raise TypeError(f"capture: a name must be str, not {type(pattern).__name__}")
+            found = fnmatch.filter(program.taps, pattern)
+            if not found:
+                known = _shorten(program.taps)
+                raise ValueError(f"capture: nothing is called {pattern!r:.80}; known: {known}")
+            names |= dict.fromkeys(found)
+        at = {name: i for i, name in enumerate(program.buffers)}
+        self.wanted = [(program.taps[n][0], at[program.taps[n][1]]) for n in names]
+        self._parts: dict[str, list[npt.NDArray[np.float32]]] = {n: [] for n in names}
+        self._rows: list[tuple[int, int, npt.NDArray[np.int32]]] = []
+        self._owner = owner
+
+    def __enter__(self) -> "Taps":
+        self._owner.append(self)
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._owner.remove(self)
+
+    def record(
+        self, arrays: list[npt.NDArray[np.float32]], rows: list[tuple[int, int, Any]]
+    ) -> None:
+        """Take one step's arrays, and (sequence, first position, tokens) of its items."""
+        for parts, array in zip(self._parts.values(), arrays, strict=True):
+            parts.append(array)
+        self._rows += rows
+
+    def clear(self) -> None:
+        """Forget what was captured."""
+        for parts in self._parts.values():
+            parts.clear()
+        self._rows.clear()
+
+    def __getitem__(self, name: str) -> npt.NDArray[np.float32]:
+        parts = self._parts[name]
+        if not parts:
+            return np.empty((0, 0), np.float32)
+        if len(parts) > 1:  # joined once, kept joined
+            parts[:] = [np.concatenate(parts)]
+        return parts[0]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._parts)
+
+    def __len__(self) -> int:
+        return len(self._parts)
+
+    @property
+    def position(self) -> npt.NDArray[np.int64]:
+        parts = [start + np.arange(len(ids)) for _, start, ids in self._rows]
+        return np.concatenate([np.empty(0, np.int64), *parts])
+
+    @property
+    def sequence(self) -> npt.NDArray[np.int64]:
+        parts = [np.full(len(ids), handle, np.int64) for handle, _, ids in self._rows]
+        return np.concatenate([np.empty(0, np.int64), *parts])
+
+    @property
+    def token(self) -> npt.NDArray[np.int32]:
+        return np.concatenate([np.empty(0, np.int32), *(ids for _, _, ids in self._rows)])
+
+    def __repr__(self) -> str:
+        rows = sum(len(ids) for _, _, ids in self._rows)
+        return f"<Taps: {len(self)} names, {rows} rows>"
+
+
+def _shorten(taps: Mapping[str, Any]) -> str:
+    """Known names with the layers' numbers folded into one star."""
+    short: dict[str, None] = {}
+    for name in taps:
+        part = name.split(".")
+        short[".".join(["layers", "*", *part[2:]]) if part[0] == "layers" else name] = None
+    return ", ".join(short)

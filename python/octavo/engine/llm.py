@@ -1,0 +1,345 @@
+"""`LLM`: a model on a paged, quantized cache, from Python.
+
+Builds what the other modules run: file and tokenizer (shared by variants), packed weights (shared
+by variants of one scheme), a program, and one page pool per KV scheme. Completing prompts is in
+`generation`, sequences are in `sequence`.
+"""
+
+from contextlib import suppress
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from octavo.errors import BusyError
+from octavo.scheme import DEFAULT_ACT, KVScheme, WeightScheme, parse_act
+
+from .capture import Taps
+from .generation import Generation
+from .ids import token_ids
+from .memory import default_budget, parse_bytes
+from .pool import Pool
+from .sequence import Sequence
+from .shared import Shared
+from .stepper import Stepper
+
+DEFAULT_ROWS = 512
+_ROWS_MOST = 1 << 16
+
+
+class LLM(Generation):
+    """A language model.
+
+    Parameters
+    ----------
+    model : str or path-like
+        A known name (``"smollm2-135m"``, pulled at first use), a ``.gguf`` file, or a folder of
+        safetensors.
+    kv : str or KVScheme
+        How keys and values are stored: ``"bf16"``, ``"int4-had"``, ``"int8:int4"``, ...
+    weights : str or WeightScheme
+        ``"checkpoint"``: as stored, without loss. Else a weight format.
+    act : str
+        How grouped weight formats read activations: ``"a8x2"``, ``"a8g32"``, ``"a8"`` or the exact
+        ``"a32"``.
+    threads : int, optional
+        By default what affinity, cgroup quota and physical cores allow.
+    memory : int or str, optional
+        Budget of each scheme's pages in bytes (``"2 GiB"``). By default four contexts in bf16, at
+        most half of the memory that is free.
+    max_rows : int
+        Most tokens of one step; longer prompts are cut in chunks.
+    context : int, optional
+        Longest history; by default (and at most) what the model was made for.
+    tokenizer : octavo.engine.tokenizer.Tokenizer or path, optional
+        In place of the checkpoint's own.
+    prefix : bool
+        Share the pages of equal prompt beginnings between requests.
+    progress : bool
+        Show bars while long work runs.
+
+    Attributes
+    ----------
+    name : str
+    kv, weights, act
+        The schemes.
+    spec : ModelSpec
+    tokenizer : Tokenizer
+    runtime : _core.Runtime
+        Kernels and threads.
+    context : int
+    report : LoadReport
+        How each kind of tensor is held.
+
+    Raises
+    ------
+    CheckpointError, UnsupportedError
+        If the file is malformed, or asks for something that is not built.
+    ValueError, TypeError
+        For arguments out of range; known names are listed.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        kv: str | KVScheme = "bf16",
+        weights: str | WeightScheme = "checkpoint",
+        act: str = DEFAULT_ACT,
+        threads: int | None = None,
+        memory: int | str | None = None,
+        max_rows: int = DEFAULT_ROWS,
+        *,
+        context: int | None = None,
+        tokenizer: Any = None,
+        prefix: bool = True,
+        progress: bool = True,
+    ) -> None:
+        self._closed = True
+        schemes = (KVScheme.parse(kv), WeightScheme.parse(weights), parse_act(act))
+        _check_count("max_rows", max_rows, 1, _ROWS_MOST)
+        budget = None if memory is None else parse_bytes(memory)
+        if isinstance(model, Shared):
+            shared = model
+        else:
+            _check_count("threads", 1 if threads is None else threads, 1, 4096)
+            shared = Shared(model, threads or 0, tokenizer)
+        try:
+            self._build(shared, schemes, budget, max_rows, context, prefix, progress)
+        except BaseException:
+            shared.close_if_idle()
+            raise
+
+    def _build(self, shared: Shared, schemes: Any, budget: int | None, max_rows: int,
+               context: int | None, prefix: bool, progress: bool) -> None:  # fmt: skip
+        self.kv, self.weights, self.act = schemes
+        self.spec, self.tokenizer, self.runtime = shared.spec, shared.tokenizer, shared.runtime
+        self.name, self.eos_ids = shared.name, shared.eos_ids
+        self.context = self.spec.context if context is None else context
+        _check_count("context", self.context, 1, self.spec.context)
+        self.progress = progress
+        self.memory = budget or default_budget(self.spec, self.context, self.kv)
+        self._prefix = prefix
+        self._shared, self._max_rows = shared, max_rows
+        packed = shared.weights(self.weights, progress)
+        self.report = packed.report
+        try:
+            self._pools = {self.kv: self._new_pool(self.kv)}
+            self._stepper = Stepper(shared.program, packed, self.act, max_rows)
+        except BaseException:
+            shared.drop(self.weights)
+            raise
+        shared.users += 1
+        self._closed = False
+
+    # ---- sequences and scores ------------------------------------------------------------
+
+    def sequence(self) -> Sequence:
+        """Return an empty `Sequence`."""
+        with self._stepper.use("sequence", self._pool):
+            return Sequence(self, self._pool, self._pool.core.open())
+
+    def prefill(self, prompt: Any) -> Sequence:
+        """Run the model over a text or token ids and return the `Sequence` that holds them.
+
+        Raises
+        ------
+        ValueError
+            If it is longer than the context.
+        OutOfPages, NumericalError
+            As `Sequence.append`.
+        """
+        ids = self._ids("prefill", prompt)
+        self.check_length("prefill", len(ids))
+        out = self.sequence()
+        try:
+            with self._stepper.use("prefill", self._pool):
+                out._attach_prefix(ids)
+            out.append(ids[len(out) :])
+        except BaseException:
+            self._pool.discard(out._handle)
+            out._closed = True
+            raise
+        return out
+
+    def score(self, prompt: Any) -> npt.NDArray[np.float32]:
+        """Return the log-probability of each next token, float32 [n-1], in nats.
+
+        Parameters
+        ----------
+        prompt : str or sequence of int
+
+        Notes
+        -----
+        The prefix index is neither read nor fed, and no row of the vocabulary leaves the core.
+        """
+        ids = self._ids("score", prompt)
+        self.check_length("score", len(ids))
+        if len(ids) < 2:
+            return np.empty(0, np.float32)
+        pool, last = self._pool, len(ids) - 1
+        with self._stepper.use("score", pool):
+            handle = pool.core.open()
+            try:
+                steps = self._stepper.feed(
+                    pool, handle, ids[:last], 0, "score",
+                    shown=self.progress, targets=ids[1:], quiet=True,
+                )  # fmt: skip
+                return np.concatenate([out["logprob"][0] for _, out in steps])
+            finally:
+                pool.discard(handle)
+
+    def _ids(self, what: str, prompt: Any) -> npt.NDArray[np.int32]:
+        if isinstance(prompt, str):
+            prompt = self.tokenizer.encode(prompt, limit=self.context)
+        return token_ids(what, prompt, self.spec.vocab)
+
+    def check_length(self, what: str, tokens: int) -> None:
+        """Raise `ValueError` if so many tokens are beyond the context."""
+        if tokens > self.context:
+            raise ValueError(
+                f"{what}: {tokens} tokens, and the context of {self.name!r} is {self.context}; "
+                "legal: a shorter history. Nothing was changed."
+            )
+
+    # ---- looking in ----------------------------------------------------------------------
+
+    def capture(self, *names: str) -> Taps:
+        """Return a context manager that collects activations by name.
+
+        Parameters
+        ----------
+        *names : str
+            With ``*``: ``"layers.*.attn.out"``, ``"layers.3.out"``, ``"norm"``, ``"embed"``.
+
+        Examples
+        --------
+        ``with llm.capture("layers.*.out") as taps: llm.prefill(text)`` and then
+        ``taps["layers.3.out"]``.
+        """
+        return Taps(self._shared.program, names, self._stepper.taps)
+
+    def kernels(self) -> Any:
+        """Return which column serves every slot on this machine (a list with a table's repr)."""
+        from .repr import kernel_table
+
+        return kernel_table(self.runtime)
+
+    def bytes(self) -> Any:
+        """Return the ledger of this scheme's whole cache."""
+        from .kv import Ledger
+
+        return Ledger.of(self._pool)
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of the packed weights."""
+        return self._shared.packed[self.weights].core.nbytes
+
+    # ---- other quantizations of the same model -------------------------------------------
+
+    def variant(
+        self,
+        kv: str | KVScheme | None = None,
+        weights: str | WeightScheme | None = None,
+        act: str | None = None,
+        memory: int | str | None = None,
+        max_rows: int | None = None,
+    ) -> "LLM":
+        """Return another quantization of the same checkpoint.
+
+        File, tokenizer and threads are shared, and the packed weights where their scheme is the
+        same. Each variant has a cache of its own, and is closed on its own.
+        """
+        self._stepper.check_open("variant")
+        return LLM(
+            self._shared,
+            kv=self.kv if kv is None else kv,
+            weights=self.weights if weights is None else weights,
+            act=self.act if act is None else act,
+            memory=self.memory if memory is None else memory,
+            max_rows=self._max_rows if max_rows is None else max_rows,
+            context=self.context,
+            prefix=self._prefix,
+            progress=self.progress,
+        )
+
+    @property
+    def _pool(self) -> Pool:
+        return self._pools[self.kv]
+
+    def _new_pool(self, scheme: KVScheme) -> Pool:
+        shapes = self.spec.cache_layers
+        return Pool(self.runtime, shapes, scheme, self.memory, prefix=self._prefix)
+
+    def _pool_of(self, scheme: KVScheme) -> Pool:
+        """The pool of another scheme, made when it is first wanted."""
+        self._stepper.check_open("fork")
+        if scheme not in self._pools:
+            self._pools[scheme] = self._new_pool(scheme)
+        return self._pools[scheme]
+
+    # ---- ends ----------------------------------------------------------------------------
+
+    @property
+    def closed(self) -> bool:
+        """Whether `close` was called."""
+        return self._closed
+
+    def close(self) -> None:
+        """Free pages, scratch and (with the last variant) weights at once; idempotent.
+
+        Raises
+        ------
+        BufferError
+            While NumPy views hold pages. Nothing is changed.
+        BusyError
+            While another call runs.
+        """
+        if self._closed:
+            return
+        with self._stepper.use("close"):
+            for pool in list(self._pools.values()):
+                pool.core.close()
+            self._closed = True
+        self._leave()
+
+    def __enter__(self) -> "LLM":
+        return self
+
+    def __exit__(self, kind: Any, *exc: Any) -> None:
+        from .ends import close_at_exit
+
+        close_at_exit(self, kind)
+
+    def __del__(self) -> None:
+        if not getattr(self, "_closed", True):
+            self._closed = True
+            for pool in self._pools.values():
+                with suppress(BufferError, BusyError):  # then it goes with its last view
+                    pool.core.close()
+            self._leave()
+
+    def _leave(self) -> None:
+        self._stepper.close()
+        self._shared.drop(self.weights)
+        self._shared.leave()
+
+    def __reduce__(self) -> Any:
+        raise TypeError("an LLM holds memory of this process and cannot be pickled or copied")
+
+    def __repr__(self) -> str:
+        from .repr import llm_text
+
+        return llm_text(self)
+
+    def _repr_html_(self) -> str:
+        from .repr import llm_html
+
+        return llm_html(self)
+
+
+def _check_count(name: str, value: Any, least: int, most: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | np.integer):
+        raise TypeError(f"LLM: {name} must be an int, not {type(value).__name__}")
+    if not least <= value <= most:
+        raise ValueError(f"LLM: {name} is {value}; legal: {least} to {most}")

@@ -1,0 +1,226 @@
+"""One page as NumPy sees it: codes, scales, zeros, and what attention reads.
+
+A sealed page is viewed without a copy, read-only, and stays pinned while a view of it lives. Rows
+of an open page move with every step, so they are only decoded, as copies.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import numpy.typing as npt
+
+from octavo.errors import UnsupportedError
+
+from .pool import Pool
+
+# How the core's element types look in NumPy.
+_VIEWS = {
+    "bf16": np.dtype(ml_dtypes.bfloat16), "f16": np.dtype(np.float16),
+    "f32": np.dtype(np.float32), "e4m3": np.dtype(ml_dtypes.float8_e4m3fn),
+    "e8m0": np.dtype(getattr(ml_dtypes, "float8_e8m0fnu", np.uint8)),
+    "u8": np.dtype(np.uint8), "i8": np.dtype(np.int8),
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How stored bytes become the logical array [rows, cols] of one head.
+
+    Memory holds `shape` elements in C order. With ``split > 1`` each byte holds that many codes,
+    low bits first, and unpacking inserts an axis of that length at `split_axis`. Then `axes`
+    permutes, neighbours merge into (rows, cols), and a logical code is stored + `bias`.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    split: int
+    split_axis: int
+    axes: tuple[int, ...]
+    rows: int
+    cols: int
+    bias: int
+
+    @classmethod
+    def of(cls, part: dict[str, Any]) -> "Layout":
+        """Make it from the core's description of a part."""
+        ndim = len(part["shape"]) + (part["split"] > 1)
+        names = ("name", "dtype", "split", "split_axis", "rows", "cols", "bias")
+        return cls(
+            shape=tuple(part["shape"]), axes=tuple(part["axes"])[:ndim],
+            **{name: part[name] for name in names},
+        )  # fmt: skip
+
+    def logical(self, stored: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """Return [heads, rows, cols] of stored elements [heads, *shape]: a view where possible."""
+        axes = (0, *(1 + a for a in self.axes))
+        return stored.transpose(axes).reshape(len(stored), self.rows, self.cols)
+
+    def unpack(self, stored: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """Return logical codes [heads, rows, cols] of packed bytes [heads, *shape], a copy."""
+        if self.split == 1:
+            out = self.logical(stored)
+            return out.copy() if not self.bias else _biased(out, self.bias)
+        bits = 8 // self.split
+        shifts = np.arange(0, 8, bits, dtype=np.uint8)
+        at = 1 + self.split_axis
+        fields = np.expand_dims(stored, at)
+        shifts = shifts.reshape([-1] + [1] * (fields.ndim - at - 1))
+        out = self.logical((fields >> shifts) & np.uint8((1 << bits) - 1))
+        return _biased(out, self.bias) if self.bias else np.ascontiguousarray(out)
+
+    def pack(self, codes: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """Return what `unpack` undoes: bytes [heads, *shape] of logical codes, a copy."""
+        stored = np.asarray(codes).astype(np.int16) - self.bias
+        most = (1 << (8 // self.split)) - 1
+        if stored.min(initial=0) < 0 or stored.max(initial=0) > most:
+            raise ValueError(f"pack: codes reach {stored.min()} to {stored.max()} stored; "
+                             f"legal: 0 to {most} after taking {self.bias} off")  # fmt: skip
+        full = list(self.shape)
+        if self.split > 1:
+            full.insert(self.split_axis, self.split)
+        permuted = [full[a] for a in self.axes]
+        axes = np.argsort((0, *(1 + a for a in self.axes)))
+        out = stored.astype(np.uint8).reshape(len(stored), *permuted).transpose(axes)
+        if self.split == 1:
+            return np.ascontiguousarray(out)
+        at, bits = 1 + self.split_axis, 8 // self.split
+        shifts = np.arange(0, 8, bits, dtype=np.uint8).reshape([-1] + [1] * (out.ndim - at - 1))
+        return np.bitwise_or.reduce(out << shifts, axis=at)
+
+
+def _biased(codes: npt.NDArray[Any], bias: int) -> npt.NDArray[np.int8]:
+    return (codes.astype(np.int16) + bias).astype(np.int8)
+
+
+class Segment:
+    """Keys or values of one page of one layer.
+
+    Attributes
+    ----------
+    format : str
+        Page format; of an open page the type of its rows.
+    transform : str or None
+        Basis of the stored rows (``"had"``), undone by ``dequantize("model")``.
+    """
+
+    def __init__(self, pool: Pool, handle: int, layer: int, index: int, side: str, core: Any):
+        self._pool, self._at = pool, (handle, layer, index, side)
+        self._core = core
+        scheme = pool.scheme.of_layer(layer, len(pool.shapes))
+        self.format: str = core.format
+        self.transform = scheme.k_transform if side == "k" else scheme.v_transform
+
+    def _page(self) -> Any:
+        return self._core
+
+    @property
+    def sealed(self) -> bool:
+        """Whether its bytes are final and can be viewed."""
+        return self._page().sealed
+
+    @property
+    def tokens(self) -> int:
+        """Rows that it holds."""
+        return self._page().tokens
+
+    @property
+    def nbytes(self) -> int:
+        """Stored bytes of all heads."""
+        return self._page().nbytes
+
+    def layout_of(self, name: str) -> Layout:
+        """Return the layout of part ``"codes"``, ``"scales"``, ``"zeros"`` or ``"exponents"``."""
+        parts = {p["name"]: p for p in self._page().parts()} if self.sealed else {}
+        if name not in parts:
+            have = ", ".join(parts) or "none: the page is open, its rows are given by dequantize()"
+            raise UnsupportedError(f"page of format {self.format!r} has no {name!r}; it has {have}")
+        return Layout.of(parts[name])
+
+    @property
+    def layout(self) -> Layout:
+        """How `codes` are laid out."""
+        return self.layout_of("codes")
+
+    @property
+    def codes(self) -> npt.NDArray[Any]:
+        """The packed bytes that kernels read, [kv_heads, *layout.shape], a view that pins the page.
+
+        uint8 for integer codes; the elements themselves for formats without scales (bfloat16) and
+        float8_e4m3fn for fp8.
+        """
+        return self._view("codes")
+
+    @property
+    def scales(self) -> npt.NDArray[Any]:
+        """Scales in logical order, bfloat16 [kv_heads, tokens, groups], a view."""
+        return self.layout_of("scales").logical(self._view("scales"))
+
+    @property
+    def zeros(self) -> npt.NDArray[Any]:
+        """Zero points in logical order, bfloat16 [kv_heads, tokens, groups], a view."""
+        return self.layout_of("zeros").logical(self._view("zeros"))
+
+    @property
+    def exponents(self) -> npt.NDArray[Any]:
+        """Shared exponents in logical order, a view."""
+        return self.layout_of("exponents").logical(self._view("exponents"))
+
+    def _view(self, name: str) -> npt.NDArray[Any]:
+        layout = self.layout_of(name)
+        return self._page().array(name).view(_VIEWS[layout.dtype])
+
+    def unpack(self) -> npt.NDArray[Any]:
+        """Return logical codes, int8 or uint8 [kv_heads, 64, width], a copy."""
+        return self.layout.unpack(self.codes)
+
+    def dequantize(self, basis: str = "stored") -> npt.NDArray[np.float32]:
+        """Return the values that attention reads, as a copy.
+
+        Parameters
+        ----------
+        basis : str
+            ``"stored"``: as they lie in the page, rotated where there is a transform. ``"model"``:
+            with the transform undone.
+
+        Returns
+        -------
+        numpy.ndarray of float32, shape (kv_heads, tokens, width)
+            Row ``t`` is the token at position ``64 * index + t``.
+        """
+        if basis not in ("stored", "model"):
+            raise ValueError(f"dequantize: basis is {basis!r:.40}; legal: 'stored', 'model'")
+        handle, layer, index, side = self._at
+        return self._pool.core.decode(handle, layer, index, side, basis == "model")
+
+    def __repr__(self) -> str:
+        state = "sealed" if self.sealed else "open"
+        basis = f", {self.transform}" if self.transform else ""
+        return f"<{state} {self._at[3]} of {self.tokens} tokens in {self.format}{basis}>"
+
+
+class PageView:
+    """One page of one layer: `k` and `v`."""
+
+    def __init__(self, layer: int, index: int, k: Segment, v: Segment) -> None:
+        self.layer, self.index = layer, index
+        self.k, self.v = k, v
+
+    def __repr__(self) -> str:
+        return f"<page {self.index} of layer {self.layer}: k {self.k!r}, v {self.v!r}>"
+
+    def _repr_html_(self) -> str:
+        from .repr import page_html
+
+        return page_html(self)
+
+
+def open_page(pool: Pool, handle: int, layer: int, index: int) -> PageView:
+    """Make the view of one page."""
+    k, v = (
+        Segment(pool, handle, layer, index, side, pool.core.page(handle, layer, index, side))
+        for side in "kv"
+    )
+    return PageView(layer, index, k, v)

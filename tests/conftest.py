@@ -1,0 +1,51 @@
+"""What the whole suite shares: the model, the text, tiny models, and how absent ones are skipped.
+
+Importing from here is never needed: pytest puts this folder on the path, so tests import
+`oracle.forward` and `oracle.fixtures` directly.
+"""
+
+import os
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="session")
+def wikitext() -> str:
+    """WikiText-2's raw test file, or a named skip."""
+    given = os.environ.get("OCTAVO_WIKITEXT")
+    path = Path(given) if given else ROOT.parent / "shared" / "data" / "wiki.test.raw"
+    if not path.is_file():
+        pytest.skip("wiki.test.raw is absent: set OCTAVO_WIKITEXT to its path")
+    return path.read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="session")
+def smollm2() -> Path:
+    """The SmolLM2 checkpoint, pulled on first use, or a named skip where that fails."""
+    from octavo.hub import PullError, pull
+
+    try:
+        return pull("smollm2-135m", progress=False)
+    except PullError as error:
+        pytest.skip(f"smollm2-135m cannot be pulled here: {error}")
+
+
+@pytest.fixture(scope="session")
+def tiny_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random two-layer llama GGUF (F32)."""
+    from oracle import fixtures
+
+    return fixtures.write_gguf(tmp_path_factory.mktemp("tiny") / "llama.gguf")
+
+
+@pytest.fixture(scope="session")
+def tiny_qwen3(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random two-layer Qwen3 folder (F32 safetensors)."""
+    from oracle import fixtures
+
+    path = tmp_path_factory.mktemp("tiny") / "qwen3"
+    fixtures.write_folder(path, fixtures.QWEN3)
+    return path

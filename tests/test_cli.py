@@ -1,0 +1,81 @@
+"""The `octavo` command: exit statuses, and results on a tiny model that agree with the API."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+from oracle import fixtures
+
+import octavo
+from octavo import cli, study
+
+
+@pytest.fixture(scope="module")
+def text_file(tmp_path_factory):
+    path = tmp_path_factory.mktemp("text") / "text.txt"
+    path.write_text(fixtures.text())
+    return str(path)
+
+
+def run(capsys, *argv):
+    status = cli.main([str(a) for a in argv])
+    return status, *capsys.readouterr()
+
+
+@pytest.mark.core
+def test_perplexity_prints_what_the_study_gives(capsys, tiny_llama, text_file):
+    argv = ["perplexity", tiny_llama, text_file, "--protocol", "llama.cpp-512", "--chunks", 2]
+    status, out, err = run(capsys, *argv, "--json")
+    assert status == 0 and err.count("[") == 2
+    with octavo.LLM(tiny_llama) as llm:
+        want = study.perplexity(llm, fixtures.text(), "llama.cpp-512", chunks=2, quiet=True)
+    assert json.loads(out)["ppl"] == want.value
+
+
+@pytest.mark.core
+def test_ladder_has_a_row_per_scheme(capsys, tiny_llama, text_file):
+    argv = ["ladder", tiny_llama, text_file, "--tokens", 300, "--kv", "f32", "int8", "int4"]
+    status, out, _ = run(capsys, *argv, "--json")
+    rows = json.loads(out)
+    assert status == 0 and [r["name"] for r in rows] == ["f32", "int8", "int4"]
+    assert rows[0]["kld_mean"] < rows[1]["kld_mean"] < rows[2]["kld_mean"]
+    status, out, _ = run(capsys, *argv)
+    assert status == 0 and "int4" in out
+
+
+@pytest.mark.core
+def test_divergence_compares_activations(capsys, tiny_llama, text_file):
+    argv = ["divergence", tiny_llama, text_file, "--tokens", 200, "--base-act", "a32", "--json"]
+    status, out, _ = run(capsys, *argv, "--kv", "int8", "--act", "a32")
+    rows = json.loads(out)
+    assert status == 0 and [r["name"] for r in rows] == ["int8", "equal"]
+    assert rows[1]["kld_p100"] == 0 and rows[1]["top1"] == 1
+
+
+@pytest.mark.core
+def test_generate_info_kernels(capsys, tiny_llama):
+    status, out, _ = run(capsys, "generate", tiny_llama, "Alice was", "--max-tokens", 8)
+    assert status == 0 and out.endswith("\n")
+    assert run(capsys, "info", tiny_llama)[0] == 0
+    status, out, _ = run(capsys, "kernels")
+    assert status == 0 and "int4" in out
+
+
+def test_errors_are_one_line_and_status_1(capsys, tmp_path):
+    status, out, err = run(capsys, "info", tmp_path / "none.gguf")
+    assert status == 1 and not out and err.startswith("octavo: ") and "none.gguf" in err
+    assert run(capsys, "pull", "no-such-model")[0] == 1
+
+
+def test_wrong_usage_is_status_2():
+    done = subprocess.run([sys.executable, "-m", "octavo", "no-such"], capture_output=True)
+    assert done.returncode == 2
+
+
+@pytest.mark.model
+def test_demo_prints_its_table(capsys, smollm2):
+    status, out, _ = run(capsys, "demo", "--model", smollm2, "--tokens", 192)
+    assert status == 0
+    for scheme in ("bf16", "fp8", "int8", "k8v4", "int4-had", "int4"):
+        assert scheme in out

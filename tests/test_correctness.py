@@ -1,0 +1,109 @@
+"""The engine against the float64 oracle: every log-probability, with exact activations and cache.
+
+The oracle shares no code with the package and decodes weights with the `gguf` package. Bounds are
+of float32 arithmetic: at most 2e-4 nats on the log-probability of any id, and the same argmax at
+every position.
+"""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from oracle import fixtures
+from oracle.forward import Forward, from_folder, from_gguf
+
+import octavo
+
+BOUND = 2e-4
+
+
+def engine_logprobs(path: Path, ids: list[int]) -> np.ndarray:
+    """Return the engine's log-probabilities of every id, float64 [n, vocab], 128 rows at a time."""
+    with octavo.LLM(path, kv="f32", act="a32") as llm, llm.sequence() as sequence:
+        out = []
+        for lo in range(0, len(ids), 128):
+            logits = sequence.append(ids[lo : lo + 128], all_logits=True).astype(np.float64)
+            top = logits.max(axis=1, keepdims=True)
+            logits -= top + np.log(np.exp(logits - top).sum(axis=1, keepdims=True))
+            out.append(logits)
+        return np.concatenate(out)
+
+
+def check(path: Path, oracle: Forward, ids: list[int]) -> None:
+    want = oracle.logprobs(ids)
+    got = engine_logprobs(path, ids)
+    assert got.shape == want.shape
+    worst = np.unravel_index(np.argmax(np.abs(got - want)), got.shape)
+    assert abs(got[worst] - want[worst]) <= BOUND, f"position and id {worst}"
+    np.testing.assert_array_equal(got.argmax(axis=1), want.argmax(axis=1))
+
+
+def tiny_ids(count: int = 300) -> list[int]:
+    return fixtures.tokenizer().encode(fixtures.text()).ids[:count]
+
+
+@pytest.mark.model
+@pytest.mark.wikitext
+def test_smollm2_on_wikitext(smollm2, wikitext):
+    with octavo.LLM(smollm2) as llm:
+        ids = llm.tokenizer.encode(wikitext[:4000])[:640]
+    assert len(ids) == 640
+    check(smollm2, from_gguf(smollm2), ids)
+
+
+@pytest.mark.model
+def test_smollm2_on_the_shipped_text(smollm2):
+    with octavo.LLM(smollm2) as llm:
+        ids = llm.tokenizer.encode(fixtures.text())[:200]
+    check(smollm2, from_gguf(smollm2), ids)
+
+
+@pytest.mark.core
+@pytest.mark.parametrize("quant", ["F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1"])
+def test_tiny_llama_gguf(tmp_path, quant):
+    path = fixtures.write_gguf(tmp_path / "m.gguf", quant=quant)
+    check(path, from_gguf(path), tiny_ids())
+
+
+@pytest.mark.core
+@pytest.mark.parametrize("quant", ["Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K"])
+def test_k_quants_are_decoded(tmp_path, quant):
+    path = fixtures.write_gguf(tmp_path / "m.gguf", fixtures.WIDE, quant=quant)
+    check(path, from_gguf(path), tiny_ids(150))
+
+
+@pytest.mark.core
+@pytest.mark.parametrize("dtype", ["F32", "F16", "BF16"])
+@pytest.mark.parametrize("shape", [fixtures.LLAMA, fixtures.QWEN3], ids=lambda s: s.arch)
+def test_safetensors_folder(tmp_path, shape, dtype):
+    fixtures.write_folder(tmp_path, shape, dtype=dtype, shards=2)
+    check(tmp_path, from_folder(tmp_path), tiny_ids())
+
+
+@pytest.mark.core
+def test_qwen3_gguf(tmp_path):
+    path = fixtures.write_gguf(tmp_path / "m.gguf", fixtures.QWEN3)
+    check(path, from_gguf(path), tiny_ids())
+
+
+@pytest.mark.core
+def test_llama3_rope_scaling(tmp_path):
+    scaling = {
+        "rope_type": "llama3",
+        "factor": 8.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 64,
+    }
+    fixtures.write_folder(tmp_path, rope_scaling=scaling)
+    check(tmp_path, from_folder(tmp_path), tiny_ids())
+
+
+@pytest.mark.core
+def test_score_is_the_log_probability_of_the_next_token(tiny_llama):
+    ids = tiny_ids(200)
+    want = from_gguf(tiny_llama).logprobs(ids)[np.arange(199), ids[1:]]
+    with octavo.LLM(tiny_llama, kv="f32", act="a32") as llm:
+        got = llm.score(ids)
+    assert got.dtype == np.float32 and got.shape == (199,)
+    np.testing.assert_allclose(got, want, atol=BOUND, rtol=0)

@@ -1,0 +1,28 @@
+"""README and packaging promises that a machine can hold."""
+
+import re
+from importlib.resources import files
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def test_two_commands_are_two():
+    text = (ROOT / "README.md").read_text()
+    block = re.search(r"## Two commands\n.*?```sh\n(.*?)```", text, re.S)
+    lines = block.group(1).splitlines()
+    assert len(lines) == 2 and "octavo demo" in lines[0] and "pytest" in lines[1]
+
+
+@pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md", "docs/architecture.md"])
+def test_links_lead_somewhere(name):
+    page = ROOT / name
+    for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text()):
+        assert (page.parent / target).exists(), f"{name}: {target}"
+
+
+def test_the_shipped_text_is_plain_ascii():
+    data = (files("octavo") / "data" / "alice.txt").read_bytes()
+    assert data.isascii() and 6000 < len(data) < 10_000 and b"\r" not in data
