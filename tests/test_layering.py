@@ -184,12 +184,14 @@ def test_pure_rooms_never_see_the_extension(path):
         assert ours or top in sys.stdlib_module_names or top in PURE_THIRD_PARTY, name
 
 
-@pytest.mark.parametrize("path", [p for p in PYTHON if room(p) not in {"study", "cli"}], ids=ids)
+# Who stands above the study: what a user starts. The package and its __main__ import lazily.
+FRONT_DOORS = {"study", "cli", "demo", "__init__", "__main__"}
+
+
+@pytest.mark.parametrize("path", [p for p in PYTHON if room(p) not in FRONT_DOORS], ids=ids)
 def test_nothing_imports_the_study(path):
-    lazy = {"__init__", "__main__"}
-    if path.stem in lazy and room(path) in lazy:
-        return
-    assert not [n for n in imports(path) if under(n, "octavo.study", "octavo.cli")]
+    above = ("octavo.study", "octavo.cli", "octavo.demo")
+    assert not [n for n in imports(path) if under(n, *above)]
 
 
 @pytest.mark.parametrize("path", [p for p in PYTHON if room(p) == "checkpoint"], ids=ids)
