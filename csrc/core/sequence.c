@@ -212,7 +212,8 @@ oct_status oct_seq_fork(oct_cache *c, oct_seq seq, oct_seq *out)
  * rows must still be held as rows. */
 static int64_t cut_point(const oct_cache *c, const oct_sequence *s, int64_t n)
 {
-    for (int64_t page = n / P, cut = n; page >= 0; page--, cut = page * P) {
+    for (int64_t cut = n; cut > 0; cut = (cut - 1) / P * P) {
+        const int64_t page = cut / P;
         bool whole = cut % P == 0 || s->table[page].slot >= 0;
         for (int64_t i = page - c->recent < 0 ? 0 : page - c->recent; whole && i < page; i++)
             whole = s->table[i].slot >= 0;

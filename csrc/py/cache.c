@@ -4,6 +4,15 @@
 
 #include "csrc/py/cache_doc.h"
 
+bool
+oct_cache_idle(const oct_py_cache *cache, const char *where)
+{
+    if (!cache->edits) return true;
+    PyErr_Format(oct_state_of((void *)cache)->busy,
+                 "%s: a page of the cache is under edit; close that page first", where);
+    return false;
+}
+
 /* ---- Opening --------------------------------------------------------------------------------- */
 
 static bool
@@ -142,6 +151,7 @@ cache_close(oct_py_cache *self, PyObject *ignored)
     (void)ignored;
     const oct_state *state = oct_state_of(self);
     if (oct_gate_closed(&self->gate)) Py_RETURN_NONE;
+    if (!oct_cache_idle(self, "Cache.close")) return NULL;
     if (!oct_gate_alone(&self->gate, state, "Cache.close")) return NULL;
     const oct_status status = release(self);
     if (status) {
@@ -203,11 +213,8 @@ cache_ledger(oct_py_cache *self, PyObject *args, PyObject *kwargs)
     if (one && !oct_arg_u64(object, "ledger: seq", &seq)) return NULL;
     if (!oct_cache_enter(self, "Cache.ledger")) return NULL;
     oct_ledger ledger = {0};
-    oct_status status = OCT_OK;
-    if (one)
-        status = oct_seq_ledger(self->handle, seq, &ledger);
-    else
-        oct_cache_ledger(self->handle, &ledger);
+    const oct_status status = one ? oct_seq_ledger(self->handle, seq, &ledger)
+                                  : oct_cache_ledger(self->handle, &ledger);
     oct_gate_leave(&self->gate);
     return status ? oct_raise(oct_state_of(self), status) : ledger_dict(&ledger);
 }

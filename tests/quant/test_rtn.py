@@ -1,4 +1,4 @@
-"""RTN: nearest codes for the stored scale, error bounds of each grid, and that packing keeps them."""
+"""RTN: nearest codes for the stored scale, error bounds of each grid, and packing keeps them."""
 
 import ml_dtypes
 import numpy as np
