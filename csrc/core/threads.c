@@ -11,7 +11,7 @@
 
 #include "csrc/core/mem.h"
 
-#if defined(__x86_64__)
+#if defined(__x86_64__) && !defined(OCT_PORTABLE)
 #include <xmmintrin.h>
 #define RELAX() _mm_pause()
 oct_fp_word oct_fp_enter(void)
