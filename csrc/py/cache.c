@@ -203,11 +203,8 @@ cache_ledger(oct_py_cache *self, PyObject *args, PyObject *kwargs)
     if (one && !oct_arg_u64(object, "ledger: seq", &seq)) return NULL;
     if (!oct_cache_enter(self, "Cache.ledger")) return NULL;
     oct_ledger ledger = {0};
-    oct_status status = OCT_OK;
-    if (one)
-        status = oct_seq_ledger(self->handle, seq, &ledger);
-    else
-        oct_cache_ledger(self->handle, &ledger);
+    const oct_status status = one ? oct_seq_ledger(self->handle, seq, &ledger)
+                                  : oct_cache_ledger(self->handle, &ledger);
     oct_gate_leave(&self->gate);
     return status ? oct_raise(oct_state_of(self), status) : ledger_dict(&ledger);
 }
