@@ -16,6 +16,7 @@ import numpy as np
 from common import copy_stream, machine, timed, write
 
 import octavo
+from octavo._core import default_threads
 
 
 def main() -> None:
@@ -28,7 +29,7 @@ def main() -> None:
     args = parser.parse_args()
     heads, kv_heads = args.heads
     d, rng = args.head_dim, np.random.default_rng(0)
-    about, rows, stream = machine(), [], copy_stream(octavo.default_threads())
+    about, rows, stream = machine(), [], copy_stream(default_threads())
     print(f"copy stream {stream:.1f} GB/s (read and written)")
     for kv in args.kv:
         for context in args.context:

@@ -1,6 +1,6 @@
 """One matrix product: weight formats by activation forms by rows, in GB/s and Gop/s.
 
-    python benchmarks/linear.py [--weights w4a8-g32 w8a8 bf16] [--rows 1 128]
+    python benchmarks/linear.py [--weights q4g32 w8g32 bf16] [--rows 1 128]
 
 Matrices rotate through more than twice the last-level cache that the CPU reports (or --most-mib),
 so that m = 1 reads memory. Bytes are those stored, scales included; ops are 2*m*n*k.
@@ -18,6 +18,7 @@ import numpy as np
 from common import copy_stream, last_level_cache, machine, timed, write
 
 import octavo
+from octavo._core import default_threads
 
 
 def layers(scheme: str, act: str, n: int, k: int, nbytes: int) -> list[Any]:
@@ -31,14 +32,14 @@ def layers(scheme: str, act: str, n: int, k: int, nbytes: int) -> list[Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n\n")[0])
-    parser.add_argument("--weights", nargs="+", default=["w4a8-g32", "w8a8", "bf16"])
+    parser.add_argument("--weights", nargs="+", default=["q4g32", "q4g32m", "w8g32", "bf16"])
     parser.add_argument("--act", nargs="+", default=["a8x2", "a8g32", "a32"])
     parser.add_argument("--rows", type=int, nargs="+", default=[1, 8, 128])
     parser.add_argument("--shape", type=int, nargs=2, default=[4096, 4096], metavar=("N", "K"))
     parser.add_argument("--most-mib", type=int, default=512, help="limit on the rotation")
     args = parser.parse_args()
     n, k = args.shape
-    about, rows, stream = machine(), [], copy_stream(octavo.default_threads())
+    about, rows, stream = machine(), [], copy_stream(default_threads())
     print(f"copy stream {stream:.1f} GB/s (read and written)")
     target = min(2 * last_level_cache(), args.most_mib << 20)
     for scheme, act in itertools.product(args.weights, args.act):
@@ -55,7 +56,7 @@ def main() -> None:
             row |= {"stored_bytes": stored, "rotation_bytes": stored * len(rotation)}
             row |= {"gbs": stored / seconds / 1e9, "gops": 2 * m * n * k / seconds / 1e9}
             row |= {"stream_gbs": stream}
-            print(f"{scheme:<9} {act:<6} m{m:<4} {row['gbs']:7.1f} GB/s {row['gops']:8.1f} Gop/s")
+            print(f"{scheme:<7} {act:<6} m{m:<4} {row['gbs']:7.1f} GB/s {row['gops']:8.1f} Gop/s")
             rows.append(row)
     write("linear", rows, about)
 

@@ -231,8 +231,8 @@ typedef struct {
     size_t lds;
 } oct_scores_args;
 
-/* o[i][0..d) continues with the tokens of this page, p[i][t] their probabilities (0 at and past
- * visible[i]). f32: o = fma(w_t, x_t, o), t ascending over [0, max visible). */
+/* o[i][0..d) continues with the tokens t < visible[i] of this page, p[i][t] their probabilities.
+ * f32: o = fma(w_t, x_t, o), t ascending. What lies at or past visible[i] takes no part in row i. */
 typedef struct {
     const oct_page_kernels *self;
     const oct_op_kernels *ops;

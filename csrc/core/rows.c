@@ -7,6 +7,7 @@
 
 #include "csrc/core/cache.h"
 #include "csrc/core/mem.h"
+#include "kernels/num.h"
 
 static int64_t pages_of(int64_t tokens)
 {
@@ -199,6 +200,12 @@ static oct_part_of_step *part_of_row(oct_part_of_step *part, int count, int64_t 
     return &part[i];
 }
 
+static void round_bf16(float *row, int n)
+{
+    for (int i = 0; i < n; i++) row[i] = oct_bf16_to_f32(oct_f32_to_bf16(row[i]));
+}
+
+
 void oct_rows_store(oct_cache *c, oct_part_of_step *part, int count, int layer, int side, float *x,
                     size_t ldx, int64_t lo, int64_t hi, void *lane)
 {
@@ -213,6 +220,9 @@ void oct_rows_store(oct_cache *c, oct_part_of_step *part, int count, int layer, 
         const int32_t slot = p->seq->table[at / P].slot;
         float *row = x + (size_t)r * ldx;
         if (s->transform.on) {
+            /* The transform is of the row as a plain cache would hold it, so that a fork into this
+             * scheme and a run in it give the same bytes. */
+            if (s->open_type == OCT_BF16) round_bf16(row, l->kv_heads * s->width);
             const oct_hadamard_args had = {row, ldx, l->kv_heads, s->width, s->transform.block,
                                            s->transform.signs, false, row, ldx};
             op->hadamard(&had, 0, 1);

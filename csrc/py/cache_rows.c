@@ -56,8 +56,8 @@ read_rows(const oct_py_cache *self, PyObject *const *from, oct_rows_desc *rows, 
 static bool
 enter_both(oct_py_cache *self, const char *where)
 {
-    if (!oct_cache_enter(self, where)) return false;
-    if (oct_gate_enter(&self->runtime->gate, oct_state_of(self), where)) return true;
+    if (!oct_cache_idle(self, where) || !oct_cache_enter(self, where)) return false;
+    if (oct_runtime_enter(self->runtime, oct_state_of(self), where)) return true;
     oct_gate_leave(&self->gate);
     return false;
 }
@@ -224,7 +224,8 @@ oct_cache_py_page(oct_py_cache *self, PyObject *args, PyObject *kwargs)
                   : oct_page_new(self, &info, false);
 }
 
-/* The edit ends with the Page; if there is to be none, it ends here. */
+/* Alone in the cache, so that no call that found it idle is still on its way to the core. The edit
+ * ends with the Page; if there is to be none, it ends here. */
 PyObject *
 oct_cache_py_edit(oct_py_cache *self, PyObject *args, PyObject *kwargs)
 {
@@ -233,7 +234,8 @@ oct_cache_py_edit(oct_py_cache *self, PyObject *args, PyObject *kwargs)
     place at;
     if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OOOO:edit", names, &from[0], &from[1],
                                      &from[2], &from[3]) ||
-        !read_place(self, from, &at) || !oct_cache_enter(self, "Cache.edit"))
+        !read_place(self, from, &at) ||
+        !oct_gate_alone(&self->gate, oct_state_of(self), "Cache.edit"))
         return NULL;
     oct_page_info info;
     const oct_status status =
@@ -243,6 +245,6 @@ oct_cache_py_edit(oct_py_cache *self, PyObject *args, PyObject *kwargs)
     else
         page = oct_page_new(self, &info, true);
     if (!status && !page) oct_page_edit_end(self->handle, info.page);
-    oct_gate_leave(&self->gate);
+    oct_gate_reopen(&self->gate);
     return page;
 }

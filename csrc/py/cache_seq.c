@@ -65,15 +65,18 @@ oct_cache_py_reencode(oct_py_cache *self, PyObject *args, PyObject *kwargs)
         !oct_arg_type(target, "reencode: into", state->cache))
         return NULL;
     oct_py_cache *into = (oct_py_cache *)target;
-    oct_gate *gates[] = {&self->gate, &into->gate, &self->runtime->gate, &into->runtime->gate};
-    int entered = 0;
+    if (!oct_cache_idle(self, "Cache.reencode") || !oct_cache_idle(into, "Cache.reencode") ||
+        !oct_runtime_enter(self->runtime, state, "Cache.reencode"))
+        return NULL;
+    oct_gate *gates[] = {&self->runtime->gate, &into->runtime->gate, &self->gate, &into->gate};
+    int entered = 1;
     while (entered < 4 && oct_gate_enter(gates[entered], state, "Cache.reencode")) entered++;
+    const bool good = entered == 4;
     oct_status status = OCT_OK;
-    if (entered == 4) {
+    if (good) {
         oct_gil gil;
         OCT_SLOW(&gil, status, oct_seq_reencode(self->handle, seq, into->handle, &made));
     }
-    const bool good = entered == 4;
     while (entered) oct_gate_leave(gates[--entered]);
     if (!good) return NULL;
     return status ? oct_raise(state, status) : PyLong_FromUnsignedLongLong(made);

@@ -66,10 +66,11 @@ oct_field_float(oct_fields *f, const char *name, float *out)
     if (!value) return;
     const double v = PyBool_Check(value) ? -1.0 : PyFloat_AsDouble(value);
     if (PyBool_Check(value) || (v == -1.0 && PyErr_Occurred())) {
+        f->failed = true;
+        if (PyErr_Occurred() && !PyErr_ExceptionMatches(PyExc_TypeError)) return;
         PyErr_Clear();
         PyErr_Format(PyExc_TypeError, "%s[%zd].%s must be a float, got %s", f->where, f->index,
                      name, Py_TYPE(value)->tp_name);
-        f->failed = true;
         return;
     }
     *out = (float)v;

@@ -1,5 +1,6 @@
-/* gil.h: the only place that releases the GIL. The functions that octavo.h marks [slow] are called
- * through OCT_SLOW; between release and return only C structs are touched. */
+/* gil.h: the only place that releases the GIL. Whatever is [slow] in octavo.h or may wait for the
+ * runtime's pool is called through OCT_SLOW: the pool's owner may be a step whose poll wants the
+ * GIL. Between release and return only C structs are touched. */
 #ifndef OCT_PY_GIL_H
 #define OCT_PY_GIL_H
 
@@ -27,15 +28,9 @@ oct_gil_take(oct_gil *gil)
 
 /* oct_step's poll: runs Python's signal handlers, on the thread that made the call. Nonzero, with
  * the exception left pending on the thread, if one raised. */
-static inline int
-oct_gil_poll(void *arg)
-{
-    oct_gil *gil = arg;
-    PyEval_RestoreThread(gil->thread);
-    if (!gil->raised && PyErr_CheckSignals() < 0) gil->raised = true;
-    gil->thread = PyEval_SaveThread();
-    return gil->raised;
-}
+int oct_gil_poll(void *gil);
+/* Whether this thread is inside that poll: a handler must not wait for the step it interrupts. */
+bool oct_gil_polling(void);
 
 #define OCT_SLOW(gil, status, call) \
     do { \

@@ -13,6 +13,7 @@ oct_page_new(oct_py_cache *cache, const oct_page_info *info, bool writable)
     self->cache = (oct_py_cache *)Py_NewRef((PyObject *)cache);
     self->info = *info;
     self->writable = writable;
+    if (writable) cache->edits++;
     return (PyObject *)self;
 }
 
@@ -24,11 +25,14 @@ page_traverse(oct_py_page *self, visitproc visit, void *arg)
     return 0;
 }
 
+/* The core cannot refuse: while a page is under edit no call is inside the cache without the GIL,
+ * and a sequence that was released meanwhile has no edit left to end. The cache cannot be closed. */
 static void
 end_edit(oct_py_page *self)
 {
-    if (self->writable && !self->closed && self->cache->handle)
-        oct_page_edit_end(self->cache->handle, self->info.page);
+    if (!self->writable || self->closed) return;
+    oct_page_edit_end(self->cache->handle, self->info.page);
+    self->cache->edits--;
 }
 
 static void
@@ -131,6 +135,13 @@ type_of(const char *dtype)
     return NPY_UINT8;
 }
 
+static size_t
+element_bytes(const char *dtype)
+{
+    const int type = type_of(dtype);
+    return type == NPY_FLOAT32 ? 4 : type == NPY_UINT16 ? 2 : 1;
+}
+
 /* [kv_heads, *shape] in memory order on the page's own bytes. `base` is stolen. */
 static PyObject *
 view(const oct_py_page *self, const oct_part_info *p, PyObject *base)
@@ -181,6 +192,20 @@ page_array(oct_py_page *self, PyObject *args, PyObject *kwargs)
 
 /* ---- Facts ----------------------------------------------------------------------------------- */
 
+/* Of a sealed page its parts, which leave no gaps; of an open one the rows that it holds. */
+static size_t
+segment_bytes(const oct_page_info *i)
+{
+    size_t bytes = 0;
+    for (int p = 0; p < i->parts; p++) {
+        size_t one = element_bytes(i->part[p].dtype);
+        for (int k = 0; k < i->part[p].ndim; k++) one *= (size_t)i->part[p].shape[k];
+        bytes += one;
+    }
+    if (!i->sealed) bytes = (size_t)i->tokens * (size_t)i->width * element_bytes(i->format);
+    return bytes * (size_t)i->kv_heads;
+}
+
 enum { TOKENS, WIDTH, KV_HEADS, GROUP, PAGE, GENERATION, NBYTES };
 
 static PyObject *
@@ -194,7 +219,7 @@ page_get(oct_py_page *self, void *which)
     case GROUP: return PyLong_FromLong(i->group);
     case PAGE: return PyLong_FromUnsignedLongLong(i->page);
     case GENERATION: return PyLong_FromUnsignedLongLong(i->generation);
-    default: return PyLong_FromSize_t(i->head_stride * (size_t)i->kv_heads);
+    default: return PyLong_FromSize_t(segment_bytes(i));
     }
 }
 

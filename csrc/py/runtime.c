@@ -4,6 +4,14 @@
 #include "csrc/py/core.h"
 #include "csrc/py/gil.h"
 
+bool
+oct_runtime_enter(oct_py_runtime *runtime, const oct_state *state, const char *where)
+{
+    if (!oct_gil_polling()) return oct_gate_enter(&runtime->gate, state, where);
+    PyErr_Format(state->busy, "%s: called by a signal handler inside a running step", where);
+    return false;
+}
+
 void
 oct_runtime_retain(oct_py_runtime *runtime)
 {
@@ -156,7 +164,7 @@ runtime_kl(oct_py_runtime *self, PyObject *args, PyObject *kwargs)
     PyArrayObject *b = oct_arg_array(base, "kl: base", NPY_FLOAT32, 2, any2);
     if (!b) return NULL;
     PyArrayObject *o = oct_arg_array(other, "kl: other", NPY_FLOAT32, 2, PyArray_DIMS(b));
-    if (!o || !oct_gate_enter(&self->gate, oct_state_of(self), "Runtime.kl")) return NULL;
+    if (!o || !oct_runtime_enter(self, oct_state_of(self), "Runtime.kl")) return NULL;
     npy_intp m = PyArray_DIM(b, 0);
     const npy_intp n = PyArray_DIM(b, 1);
     PyObject *kl = PyArray_SimpleNew(1, &m, NPY_FLOAT64);
@@ -177,13 +185,17 @@ runtime_lse(oct_py_runtime *self, PyObject *args, PyObject *kwargs)
     PyObject *x;
     if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O:lse", names, &x)) return NULL;
     PyArrayObject *a = oct_arg_array(x, "lse: x", NPY_FLOAT32, 2, any2);
-    if (!a || !oct_gate_enter(&self->gate, oct_state_of(self), "Runtime.lse")) return NULL;
+    if (!a || !oct_runtime_enter(self, oct_state_of(self), "Runtime.lse")) return NULL;
     npy_intp m = PyArray_DIM(a, 0);
     PyObject *lse = PyArray_SimpleNew(1, &m, NPY_FLOAT32);
     oct_status status = OCT_OK;
-    if (lse)
-        status = oct_logits_lse(self->handle, PyArray_DATA(a), m, PyArray_DIM(a, 1),
-                                PyArray_DATA((PyArrayObject *)lse));
+    if (lse) {
+        const float *from = PyArray_DATA(a);
+        const npy_intp n = PyArray_DIM(a, 1);
+        float *to = PyArray_DATA((PyArrayObject *)lse);
+        oct_gil gil;
+        OCT_SLOW(&gil, status, oct_logits_lse(self->handle, from, m, n, to));
+    }
     return leave(self, status, lse);
 }
 
@@ -194,13 +206,17 @@ runtime_argmax(oct_py_runtime *self, PyObject *args, PyObject *kwargs)
     PyObject *x;
     if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O:argmax", names, &x)) return NULL;
     PyArrayObject *a = oct_arg_array(x, "argmax: x", NPY_FLOAT32, 2, any2);
-    if (!a || !oct_gate_enter(&self->gate, oct_state_of(self), "Runtime.argmax")) return NULL;
+    if (!a || !oct_runtime_enter(self, oct_state_of(self), "Runtime.argmax")) return NULL;
     npy_intp m = PyArray_DIM(a, 0);
     PyObject *index = PyArray_SimpleNew(1, &m, NPY_INT32);
     oct_status status = OCT_OK;
-    if (index)
-        status = oct_logits_argmax(self->handle, PyArray_DATA(a), m, PyArray_DIM(a, 1),
-                                   PyArray_DATA((PyArrayObject *)index));
+    if (index) {
+        const float *from = PyArray_DATA(a);
+        const npy_intp n = PyArray_DIM(a, 1);
+        int32_t *to = PyArray_DATA((PyArrayObject *)index);
+        oct_gil gil;
+        OCT_SLOW(&gil, status, oct_logits_argmax(self->handle, from, m, n, to));
+    }
     return leave(self, status, index);
 }
 
@@ -216,16 +232,20 @@ runtime_topk(oct_py_runtime *self, PyObject *args, PyObject *kwargs)
     int count = 0;
     if (!oct_arg_int(number, "topk: count", 0, width < INT32_MAX ? (int)width : INT32_MAX, &count))
         return NULL;
-    if (!oct_gate_enter(&self->gate, oct_state_of(self), "Runtime.topk")) return NULL;
+    if (!oct_runtime_enter(self, oct_state_of(self), "Runtime.topk")) return NULL;
     npy_intp dims[2] = {PyArray_DIM(a, 0), count};
     PyObject *index = PyArray_SimpleNew(2, dims, NPY_INT32);
     PyObject *value = index ? PyArray_SimpleNew(2, dims, NPY_FLOAT32) : NULL;
     PyObject *pair = value ? PyTuple_Pack(2, index, value) : NULL;
     oct_status status = OCT_OK;
-    if (pair)
-        status = oct_logits_topk(self->handle, PyArray_DATA(a), dims[0], width, count,
-                                 PyArray_DATA((PyArrayObject *)index),
-                                 PyArray_DATA((PyArrayObject *)value));
+    if (pair) {
+        const float *from = PyArray_DATA(a);
+        int32_t *to = PyArray_DATA((PyArrayObject *)index);
+        float *values = PyArray_DATA((PyArrayObject *)value);
+        oct_gil gil;
+        OCT_SLOW(&gil, status,
+                 oct_logits_topk(self->handle, from, dims[0], width, count, to, values));
+    }
     Py_XDECREF(index);
     Py_XDECREF(value);
     return leave(self, status, pair);
@@ -243,13 +263,18 @@ runtime_sample(oct_py_runtime *self, PyObject *args, PyObject *kwargs)
     PyArrayObject *a = oct_arg_array(x, "sample: x", NPY_FLOAT32, 2, any2);
     PyArrayObject *r = a ? oct_arg_array(u, "sample: u", NPY_FLOAT64, 1, PyArray_DIMS(a)) : NULL;
     if (!r || !oct_arg_int(top_k, "sample: top_k", 0, INT32_MAX, &opts.top_k)) return NULL;
-    if (!oct_gate_enter(&self->gate, oct_state_of(self), "Runtime.sample")) return NULL;
+    if (!oct_runtime_enter(self, oct_state_of(self), "Runtime.sample")) return NULL;
     npy_intp m = PyArray_DIM(a, 0);
     PyObject *token = PyArray_SimpleNew(1, &m, NPY_INT32);
     oct_status status = OCT_OK;
-    if (token)
-        status = oct_logits_sample(self->handle, PyArray_DATA(a), m, PyArray_DIM(a, 1), &opts,
-                                   PyArray_DATA(r), PyArray_DATA((PyArrayObject *)token));
+    if (token) {
+        const float *from = PyArray_DATA(a);
+        const double *uniform = PyArray_DATA(r);
+        const npy_intp n = PyArray_DIM(a, 1);
+        int32_t *to = PyArray_DATA((PyArrayObject *)token);
+        oct_gil gil;
+        OCT_SLOW(&gil, status, oct_logits_sample(self->handle, from, m, n, &opts, uniform, to));
+    }
     return leave(self, status, token);
 }
 

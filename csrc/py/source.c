@@ -20,7 +20,8 @@ static bool
 take_view(PyObject *object, const char *where, Py_buffer *view)
 {
     if (PyObject_GetBuffer(object, view, PyBUF_SIMPLE) == 0) return true;
-    PyErr_Clear();
+    if (PyErr_ExceptionMatches(PyExc_MemoryError)) return false;
+    PyErr_Clear(); /* whatever the exporter said, this says what to do */
     PyErr_Format(PyExc_TypeError,
                  "%s must be a contiguous object with the buffer protocol, got %s; use "
                  "numpy.ascontiguousarray(...).view(numpy.uint8)",

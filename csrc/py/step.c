@@ -267,15 +267,20 @@ prepare_and_run(const request *r, const oct_state *state)
     return result;
 }
 
-/* The objects that the step uses cannot be closed while it runs. */
+/* What the step uses cannot be closed, nor the weights grow, while it runs. Weights that were closed
+ * live on in the program and grow no more. */
 static PyObject *
 with_gates(const request *r, const oct_state *state)
 {
-    oct_gate *gates[] = {&r->program->gate, &r->cache->gate, &r->program->weights->runtime->gate,
-                         &r->cache->runtime->gate};
-    int entered = 0;
-    while (entered < 4 && oct_gate_enter(gates[entered], state, "step")) entered++;
-    PyObject *result = entered == 4 ? prepare_and_run(r, state) : NULL;
+    oct_py_weights *weights = r->program->weights;
+    if (!oct_cache_idle(r->cache, "step") || !oct_runtime_enter(weights->runtime, state, "step"))
+        return NULL;
+    oct_gate *gates[] = {&weights->runtime->gate, &r->cache->runtime->gate, &r->program->gate,
+                         &r->cache->gate, &weights->gate};
+    const int count = oct_gate_closed(&weights->gate) ? 4 : 5;
+    int entered = 1;
+    while (entered < count && oct_gate_enter(gates[entered], state, "step")) entered++;
+    PyObject *result = entered == count ? prepare_and_run(r, state) : NULL;
     while (entered) oct_gate_leave(gates[--entered]);
     return result;
 }

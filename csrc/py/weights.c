@@ -89,7 +89,7 @@ add(oct_py_weights *self, const char *where, const oct_matrix_desc *matrix, cons
     if (!oct_gate_alone(&self->gate, state, where)) return NULL;
     oct_status status;
     int id = -1;
-    if (!oct_gate_enter(&self->runtime->gate, state, where)) {
+    if (!oct_runtime_enter(self->runtime, state, where)) {
         oct_gate_reopen(&self->gate);
         return NULL;
     }
@@ -173,7 +173,7 @@ enter(oct_py_weights *self, PyObject *id, const char *where, int *number, oct_ma
     *number = 0;
     if (!oct_arg_int(id, where, 0, INT32_MAX, number)) return false;
     if (!oct_gate_enter(&self->gate, state, where)) return false;
-    if (!oct_gate_enter(&self->runtime->gate, state, where)) {
+    if (!oct_runtime_enter(self->runtime, state, where)) {
         oct_gate_leave(&self->gate);
         return false;
     }

@@ -123,33 +123,34 @@ OCT_FLOAT_INLINE void oct_float_scores(const oct_scores_args *a, oct_float_forma
 
 /* Four tokens from t on; at an edge only those of [t0, t1) count. */
 OCT_FLOAT_INLINE void oct_float_mix_quad(__m512 acc[OCT_FLOAT_ROWS][4], const oct_mix_args *a,
-                                         oct_float_format f, int rows, int nv, int c, int t, int t0,
-                                         int t1, const float *w)
+                                         oct_float_format f, int rows, int nv, int c, unsigned t,
+                                         unsigned t0, unsigned t1, const float *w)
 {
     const bool edge = t0 > t || t1 < t + 4;
 #pragma GCC unroll 4
     for (int v = 0; v < nv; v++) {
         __m512 x[4];
-        oct_float_load_v(a, f, t, c + 16 * v, x);
+        oct_float_load_v(a, f, (int)t, c + 16 * v, x);
 #pragma GCC unroll 4
-        for (int k = 0; k < 4; k++) {
+        for (unsigned k = 0; k < 4; k++) {
             const __mmask16 in = !edge || (t + k >= t0 && t + k < t1) ? 0xFFFF : 0;
 #pragma GCC unroll 6
-            for (int r = 0; r < rows; r++)
-                acc[r][v] = _mm512_mask3_fmadd_ps(_mm512_set1_ps(w[r * OCT_PAGE_TOKENS + t + k]),
-                                                  x[k], acc[r][v], in);
+            for (unsigned r = 0; r < (unsigned)rows; r++) {
+                const __m512 weight = _mm512_set1_ps(w[r * OCT_PAGE_TOKENS + t + k]);
+                acc[r][v] = _mm512_mask3_fmadd_ps(weight, x[k], acc[r][v], in);
+            }
         }
     }
 }
 
 /* Tokens [t0, t1) into `rows` outputs, nv vectors of channels from c on. w: [rows][64]. */
 OCT_FLOAT_INLINE void oct_float_mix_tile(const oct_mix_args *a, oct_float_format f, int rows,
-                                         int nv, int i, int c, int t0, int t1,
+                                         int nv, int i, int c, unsigned t0, unsigned t1,
                                          const float *w)
 {
     __m512 acc[OCT_FLOAT_ROWS][4];
     float *o = a->o + (size_t)i * a->ldo + c;
-    int t = t0 & ~3;
+    unsigned t = t0 & ~3u;
     for (int r = 0; r < rows; r++)
         for (int v = 0; v < nv; v++) acc[r][v] = _mm512_loadu_ps(o + (size_t)r * a->ldo + 16 * v);
     if (t < t0) oct_float_mix_quad(acc, a, f, rows, nv, c, t, t0, t1, w), t += 4;
@@ -160,10 +161,10 @@ OCT_FLOAT_INLINE void oct_float_mix_tile(const oct_mix_args *a, oct_float_format
 }
 
 OCT_FLOAT_INLINE void oct_float_mix_span(const oct_mix_args *a, oct_float_format f, int rows, int i,
-                                         int t0, int t1, const float *w)
+                                         unsigned t0, unsigned t1, const float *w)
 {
     int c = 0;
-    if (t0 < 0 || t0 >= t1) return; /* t0 < 0 never is, but gcc warns of it */
+    if (t0 >= t1) return;
     for (; c + 64 <= a->d; c += 64) oct_float_mix_tile(a, f, rows, 4, i, c, t0, t1, w);
     for (; c < a->d; c += 16) oct_float_mix_tile(a, f, rows, 1, i, c, t0, t1, w);
 }
@@ -172,10 +173,10 @@ OCT_FLOAT_INLINE void oct_float_mix_span(const oct_mix_args *a, oct_float_format
 OCT_FLOAT_INLINE void oct_float_mix_rows(const oct_mix_args *a, oct_float_format f, int rows, int i)
 {
     _Alignas(64) float w[OCT_FLOAT_ROWS * OCT_PAGE_TOKENS];
-    int all = OCT_PAGE_TOKENS;
+    unsigned all = OCT_PAGE_TOKENS;
     for (int r = 0; r < rows; r++) {
         const int visible = a->visible[i + r];
-        all = visible < all ? visible : all;
+        all = (unsigned)visible < all ? (unsigned)visible : all;
         for (int t = 0; t < OCT_PAGE_TOKENS; t += 16) {
             const __mmask16 seen = oct_float_seen(visible - t);
             __m512 p = _mm512_maskz_loadu_ps(seen, a->p + (size_t)(i + r) * a->ldp + t);
@@ -185,7 +186,7 @@ OCT_FLOAT_INLINE void oct_float_mix_rows(const oct_mix_args *a, oct_float_format
     }
     oct_float_mix_span(a, f, rows, i, 0, all, w);
     for (int r = 0; r < rows; r++)
-        oct_float_mix_span(a, f, 1, i + r, all, a->visible[i + r],
+        oct_float_mix_span(a, f, 1, i + r, all, (unsigned)a->visible[i + r],
                            w + r * OCT_PAGE_TOKENS);
 }
 

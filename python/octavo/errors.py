@@ -26,14 +26,14 @@ class OutOfPages(MemoryError):
     ----------
     message : str
         What was asked for, and a way out that works.
-    needed, free, evictable : int, optional
-        Pages that the request needs, that are free, and that could be freed by eviction.
+    needed, available, evictable : int, optional
+        Bytes that the request needs, that are free, and that could be freed by eviction.
     """
 
-    def __init__(self, message="", needed=None, free=None, evictable=None):
+    def __init__(self, message="", needed=None, available=None, evictable=None):
         super().__init__(message)
         self.needed = needed
-        self.free = free
+        self.available = available
         self.evictable = evictable
 
 

@@ -36,7 +36,7 @@ def add_f32(weights, w):
 def ops(width=WIDTH, heads=HEADS):
     return [
         {"kind": "embed", "w": 0, "out": 0, "scale": 1.0},
-        {"kind": "norm_linear", "in": 0, "norm": 3, "eps": 1e-5, "w": [1, 1, 1], "out": [1, 2, 3]},
+        {"kind": "norm_linear", "in": 0, "norm": 0, "eps": 1e-5, "w": [1, 1, 1], "out": [1, 2, 3]},
         {
             "kind": "attend",
             "in": 1,
@@ -49,7 +49,7 @@ def ops(width=WIDTH, heads=HEADS):
             "scale": 0.25,
         },
         {"kind": "linear_add", "in": 4, "w": 2, "out": 0},
-        {"kind": "head", "in": 0, "w": 0},
+        {"kind": "head", "in": 0, "w": 3},
     ]
 
 
@@ -61,7 +61,8 @@ def make_weights(runtime, width=WIDTH):
     weights = _core.Weights(runtime)
     embedding = f32(VOCAB, width)
     embedding[VOCAB - 1] = np.nan
-    for w in (embedding, f32(width, width, seed=1), f32(width, width, seed=2)):
+    head = f32(VOCAB, width, seed=3)
+    for w in (embedding, f32(width, width, seed=1), f32(width, width, seed=2), head):
         add_f32(weights, w)
     weights.vector(np.ones(width, np.float32))
     return weights

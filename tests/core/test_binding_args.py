@@ -2,7 +2,20 @@
 
 import numpy as np
 import pytest
-from binding_kit import HEAD_DIM, HEADS, LAYER, VOCAB, WIDTH, f32, filled, ids, make, ops, rope, rows
+from binding_kit import (
+    HEAD_DIM,
+    HEADS,
+    LAYER,
+    VOCAB,
+    WIDTH,
+    f32,
+    filled,
+    ids,
+    make,
+    ops,
+    rope,
+    rows,
+)
 
 from octavo import _core
 from octavo.errors import ClosedError

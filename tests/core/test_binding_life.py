@@ -2,10 +2,13 @@
 
 import copy
 import gc
+import os
 import pickle
 import subprocess
 import sys
 import threading
+import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -66,9 +69,7 @@ def test_close_is_idempotent_and_methods_then_raise(kit):
         lambda: runtime.topk(x, 1),
         lambda: runtime.sample(x, np.zeros(2)),
         lambda: weights.vector(x[0]),
-        lambda: weights.matrix(
-            "f32", 2, 3, x, source="values", values_type="f32", row_stride=12
-        ),
+        lambda: weights.matrix("f32", 2, 3, x, source="values", values_type="f32", row_stride=12),
         lambda: weights.info(0),
         lambda: weights.unpack(0),
         lambda: weights.rows(0, ids(0)),
@@ -155,7 +156,7 @@ def test_view_is_the_page_and_read_only(kit):
 
 def test_read_only_means_read_only(kit):
     a = view_of(kit.cache, filled(kit.cache))
-    for v in (a, a[0], a.reshape(-1), a.view(np.uint8), a.T, np.asarray(a), a[...]):
+    for v in (a, a[0], a[0].reshape(-1), a.view(np.uint8), a.T, np.asarray(a), a[...]):
         assert not v.flags.writeable and not v.flags.owndata
         with pytest.raises(ValueError):
             v.setflags(write=True)
@@ -163,15 +164,11 @@ def test_read_only_means_read_only(kit):
             v.flags.writeable = True
         with pytest.raises(ValueError):
             v[...] = 0
-        with pytest.raises(BufferError):
-            v.__array__().__buffer__(1) if hasattr(v, "__buffer__") else deny()
+        with pytest.raises(TypeError):
+            memoryview(v)[(0,) * v.ndim] = 1
     assert memoryview(a).readonly
     with pytest.raises(TypeError):
         memoryview(a.base)
-
-
-def deny():
-    raise BufferError
 
 
 def test_views_pin_their_page(kit):
@@ -245,6 +242,7 @@ def test_open_pages_have_no_arrays(kit):
     seq = filled(kit.cache, PAGE + 3)
     page = kit.cache.page(seq, 0, 1, "v")
     assert not page.sealed and page.tokens == 3
+    assert page.nbytes == 3 * HEADS * HEAD_DIM * 4
     with pytest.raises(ValueError, match="open"):
         page.array("values")
     assert kit.cache.decode(seq, 0, 1, "v").shape == (HEADS, 3, HEAD_DIM)
@@ -324,7 +322,7 @@ def test_edit_refuses_what_others_look_at(kit):
 
 def test_close_during_a_long_call_is_busy(monkeypatch):
     monkeypatch.setenv("FAKE_SLEEP", "50")
-    runtime = _core.Runtime(threads=1)
+    runtime = _core.Runtime(threads=1, isa="scalar")
     weights = make_weights(runtime, 768)
     cache = _core.Cache(
         runtime,
@@ -336,8 +334,8 @@ def test_close_during_a_long_call_is_busy(monkeypatch):
         widths=[768] * 5,
         ops=[
             {"kind": "embed", "w": 0, "out": 0, "scale": 1.0},
-            *[{"kind": "linear_add", "in": 0, "w": 1, "out": 1}] * 40,
-            {"kind": "head", "in": 0, "w": 0},
+            *[{"kind": "linear_add", "in": 0, "w": 1, "out": 1}] * 8,
+            {"kind": "head", "in": 0, "w": 3},
         ],
         ropes=[],
         act="a32",
@@ -346,7 +344,7 @@ def test_close_during_a_long_call_is_busy(monkeypatch):
 
     def work():
         try:
-            outcome.append(_core.step(program, cache, [(seq, np.ones(512, np.int32), 511)]))
+            outcome.append(_core.step(program, cache, [(seq, np.ones(128, np.int32), 127)]))
         except BaseException as e:
             outcome.append(e)
 
@@ -358,6 +356,7 @@ def test_close_during_a_long_call_is_busy(monkeypatch):
             runtime.threads = 1
         except BusyError:
             inside = True
+    time.sleep(0.05)  # it has let go of the GIL, and now takes the cache
     for call in (
         cache.close,
         program.close,
@@ -393,11 +392,15 @@ def test_objects_are_tracked_by_the_collector(kit):
 
 
 def test_out_of_pages_carries_its_figures(kit):
+    cache = make_cache(kit.runtime, budget=1)
+    seq = cache.open()
     with pytest.raises(OutOfPages) as info:
-        make_cache(kit.runtime, budget=1)
+        cache.append(seq, *rows(1), 1)
     for name in ("needed", "available", "evictable"):
         assert isinstance(getattr(info.value, name), int)
+    assert info.value.needed > info.value.available
     assert isinstance(info.value, MemoryError)
+    assert cache.length(seq) == 0
 
 
 def one_round(kit):
@@ -430,7 +433,7 @@ def one_round(kit):
         lambda: w.linear(1, f32(2, 3)),
         lambda: w.matrix("f32", 2, 2, b"1", row_stride=2**62),
         lambda: w.matrix("f32", 2, 2, x, row_stride=1, row_map=ids(0)),
-        lambda: make_cache(r, budget=1),
+        lambda: filled(make_cache(r, budget=1)),
         lambda: _core.Cache(r, [{"kv_heads": 1, "x": 2}], budget=1),
         lambda: _core.Program(w, widths=[1], ops=[{"kind": "head", "y": 1}], ropes=[]),
         lambda: _core.Program(w, widths=[1], ops=[], ropes=[]),
@@ -456,9 +459,7 @@ def one_round(kit):
     make_program(w).close()
 
 
-@pytest.mark.skipif(
-    "PYTHONMALLOC" in __import__("os").environ, reason="allocated blocks are counted by pymalloc"
-)
+@pytest.mark.skipif("PYTHONMALLOC" in os.environ, reason="allocated blocks are counted by pymalloc")
 def test_no_references_leak(kit):
     counts = []
     for batch in range(20):  # the interpreter's own caches settle over the first 500 rounds
@@ -488,7 +489,7 @@ print("end")
 
 
 def test_exit_with_live_objects_is_clean():
-    code = EXIT_WITH_VIEWS.format(here=str(__import__("pathlib").Path(__file__).parent))
+    code = EXIT_WITH_VIEWS.format(here=str(Path(__file__).parent))
     done = subprocess.run(
         [sys.executable, "-X", "faulthandler", "-c", code],
         capture_output=True,
@@ -499,27 +500,32 @@ def test_exit_with_live_objects_is_clean():
 
 
 SUB_INTERPRETER = """
-import octavo._core
 try:
     import _xxsubinterpreters as sub
 except ImportError:
     import _interpreters as sub
-i = sub.create()
+import octavo._core
+code = '''
+import sys
+sys.path[:] = {path!r}
 try:
-    sub.run_string(i, "import sys; sys.path[:] = {path!r}; import octavo._core")
-except BaseException as e:
-    print(e)
-else:
-    print("imported")
+    import octavo._core
+    print("imported", flush=True)
+except ImportError:
+    print("refused", flush=True)
+'''
+sub.run_string(sub.create(), code)
 """
 
 
 def test_sub_interpreters_are_refused():
+    code = SUB_INTERPRETER.format(path=sys.path)
+    path = os.pathsep.join(p for p in sys.path if p)
     done = subprocess.run(
-        [sys.executable, "-c", SUB_INTERPRETER.format(path=sys.path)],
+        [sys.executable, "-c", code],
         capture_output=True,
         text=True,
         timeout=60,
-        env={**__import__("os").environ, "PYTHONPATH": ":".join(p for p in sys.path if p)},
+        env={**os.environ, "PYTHONPATH": path},
     )
-    assert "ImportError" in done.stdout or "Error" in done.stdout, (done.stdout, done.stderr)
+    assert done.stdout == "refused\n", done.stderr

@@ -9,7 +9,7 @@ import pytest
 from binding_kit import VOCAB, WIDTH, ids, make
 
 from octavo import _core
-from octavo.errors import NumericalError
+from octavo.errors import BusyError, NumericalError
 
 pytestmark = pytest.mark.core
 
@@ -122,12 +122,12 @@ class Stop(Exception):
     pass
 
 
-def long_model():
+def long_model(parts=False):
     """Wide enough that a step takes a good part of a second with scalar kernels."""
     width, runtime = 1024, _core.Runtime(threads=1, isa="scalar")
     weights = _core.Weights(runtime)
     rng = np.random.default_rng(0)
-    for n in (VOCAB, width):
+    for n in (VOCAB, width):  # as embedding and head, and as the layers
         w = (rng.standard_normal((n, width)) / 64).astype(np.float32)
         weights.matrix("f32", n, width, w, source="values", values_type="f32", row_stride=width * 4)
     program = _core.Program(
@@ -135,14 +135,15 @@ def long_model():
         widths=[width, width],
         ops=[
             {"kind": "embed", "w": 0, "out": 0, "scale": 1.0},
-            *[{"kind": "linear_add", "in": 0, "w": 1, "out": 1}] * 40,
+            *[{"kind": "linear_add", "in": 0, "w": 1, "out": 1}] * 4,
             {"kind": "head", "in": 0, "w": 0},
         ],
         ropes=[],
         act="a32",
     )
     layer = {"kv_heads": 1, "k_width": 16, "v_width": 16, "k_format": "f32", "v_format": "f32"}
-    return program, _core.Cache(runtime, [layer], budget=1 << 24)
+    cache = _core.Cache(runtime, [layer], budget=1 << 24)
+    return (program, cache, runtime, weights) if parts else (program, cache)
 
 
 @pytest.mark.parametrize("kind", ["interrupt", "own"])
@@ -175,6 +176,60 @@ def test_signals_cancel_the_step(monkeypatch, kind):
     assert _core.step(program, cache, [(seq, ids(1), 0)])["ok"] == [True]
 
 
+def test_a_handler_cannot_wait_for_the_step_it_interrupts(monkeypatch):
+    monkeypatch.setenv("FAKE_SLEEP", "10")
+    program, cache = long_model()
+    other, seen = make(), []
+    seq = cache.open()
+    x, u = np.zeros((1, 4), np.float32), np.zeros(1)
+
+    def handler(signum, frame):
+        runtime = other.runtime
+        for call in (
+            lambda: _core.step(program, cache, [(seq, ids(1), 0)]),
+            lambda: runtime.lse(x),
+            lambda: runtime.sample(x, u),
+            lambda: other.weights.linear(1, np.zeros((1, WIDTH), np.float32), "a32"),
+        ):
+            try:
+                call()
+            except BusyError:
+                seen.append(call)
+
+    old = signal.signal(signal.SIGINT, handler)
+    timer = threading.Timer(0.05, signal.raise_signal, [signal.SIGINT])
+    try:
+        timer.start()
+        assert _core.step(program, cache, [(seq, np.ones(64, np.int32), 63)])["ok"] == [True]
+    finally:
+        timer.join()
+        signal.signal(signal.SIGINT, old)
+    assert len(seen) == 4
+    assert other.runtime.lse(x).shape == (1,)
+
+
+def test_reductions_wait_for_a_step_without_the_gil(monkeypatch):
+    """The pool belongs to the step, whose poll wants the GIL: a waiter must not hold it."""
+    monkeypatch.setenv("FAKE_SLEEP", "20")
+    program, cache, runtime, weights = long_model(parts=True)
+    seq, outcome = cache.open(), []
+
+    def work():
+        outcome.append(_core.step(program, cache, [(seq, np.ones(64, np.int32), 63)]))
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    time.sleep(0.1)
+    x, u = np.zeros((1, 4), np.float32), np.zeros(1)
+    with pytest.raises(BusyError):  # weights must not move under the step
+        weights.vector(x[0])
+    assert thread.is_alive(), "the step was too short for this test"
+    runtime.lse(x), runtime.sample(x, u), runtime.kl(x, x), runtime.argmax(x), runtime.topk(x, 1)
+    thread.join()
+    assert outcome[0]["ok"] == [True]
+    weights.vector(x[0])
+
+
 def test_a_handler_that_returns_does_not_disturb(monkeypatch):
     monkeypatch.setenv("FAKE_SLEEP", "10")
     program, cache = long_model()
@@ -183,7 +238,7 @@ def test_a_handler_that_returns_does_not_disturb(monkeypatch):
     timer = threading.Timer(0.05, signal.raise_signal, [signal.SIGINT])
     try:
         timer.start()
-        assert _core.step(program, cache, [(seq, np.ones(128, np.int32), 127)])["ok"] == [True]
+        assert _core.step(program, cache, [(seq, np.ones(64, np.int32), 63)])["ok"] == [True]
     finally:
         timer.join()
         signal.signal(signal.SIGINT, old)
@@ -203,7 +258,7 @@ def test_other_threads_run_during_a_step(monkeypatch):
     thread = threading.Thread(target=count)
     thread.start()
     before = len(seen)
-    _core.step(program, cache, [(seq, np.ones(512, np.int32), 511)])
+    _core.step(program, cache, [(seq, np.ones(64, np.int32), 63)])
     during = len(seen) - before
     stop.set()
     thread.join()

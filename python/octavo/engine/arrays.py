@@ -58,8 +58,6 @@ class Cache:
         Budget of pages in bytes.
     threads : int, optional
         By default the process's shared threads.
-    saturate : bool
-        Saturate and count non-finite rows in place of refusing them.
 
     Notes
     -----
@@ -74,14 +72,14 @@ class Cache:
 
     def __init__(self, layers: int, kv_heads: int, head_dim: int, kv: str | KVScheme = "bf16", *,
                  v_dim: int | None = None, memory: int | str = _DEFAULT_MEMORY,
-                 threads: int | None = None, saturate: bool = False) -> None:  # fmt: skip
+                 threads: int | None = None) -> None:  # fmt: skip
         for name, value in (("layers", layers), ("kv_heads", kv_heads), ("head_dim", head_dim)):
             _check_count(f"Cache: {name}", value)
         shape = LayerShape(kv_heads, head_dim, v_dim or head_dim)
         self.kv = KVScheme.parse(kv)
         self.runtime = default_runtime(threads)
-        self._pool = Pool(self.runtime, (shape,) * layers, self.kv, parse_bytes(memory),
-                          saturate=saturate)  # fmt: skip
+        budget = parse_bytes(memory)
+        self._pool = Pool(self.runtime, (shape,) * layers, self.kv, budget)
         self.first = CacheSequence(self._pool, self._pool.core.open())
 
     def sequence(self) -> "CacheSequence":

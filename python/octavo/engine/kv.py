@@ -3,9 +3,11 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+from octavo.errors import ClosedError
 
 from .pages import PageView, Segment, open_page
 from .pool import PAGE_TOKENS, Pool
@@ -100,39 +102,49 @@ def checked_place(layer: int, index: int, layers: int, pages: int) -> tuple[int,
 class EditView:
     """One sealed page, writable: `k` and `v`, one of them at a time.
 
-    Looking at the other segment ends the first one's edit; `BufferError` if views of it are left.
+    The core lends one segment of a page for writing. Using the other one ends the first one's
+    loan, with `BufferError` while views of it are left.
     """
 
     def __init__(self, pool: Pool, handle: int, layer: int, index: int) -> None:
         self.layer, self.index = layer, index
-        self._pool, self._handle = pool, handle
-        self._side, self._open = "", None
-        self._segment("k")
+        self._place = (pool, handle, layer, index)
+        self._side, self._core, self._ended = "", None, False
+        self.k, self.v = EditSegment(self, "k"), EditSegment(self, "v")
 
-    @property
-    def k(self) -> Segment:
-        """Keys, writable."""
-        return self._segment("k")
-
-    @property
-    def v(self) -> Segment:
-        """Values, writable."""
-        return self._segment("v")
-
-    def _segment(self, side: str) -> Segment:
-        if self._side != side:
-            self.close()
-            place = (self._handle, self.layer, self.index, side)
-            self._open = Segment(self._pool, *place, self._pool.core.edit(*place))
-            self._side = side
-        assert self._open is not None
-        return self._open
+    def lend(self, side: str) -> Any:
+        """Return the core's writable page of this side."""
+        if self._ended:
+            raise ClosedError("edit: the block that allowed writing has ended")
+        if self._core is None or self._side != side:
+            self._give_back()
+            pool, *place = self._place
+            self._core, self._side = pool.core.edit(*place, side), side
+        return self._core
 
     def close(self) -> None:
         """End the edit; `BufferError` while writable views are left."""
-        if self._open is not None:
-            self._open.close()
-            self._open, self._side = None, ""
+        self._ended = True
+        self._give_back()
+
+    def _give_back(self) -> None:
+        if self._core is not None:
+            self._core.close()
+            self._core = None
+
+
+class EditSegment(Segment):
+    """Keys or values of a page under edit: its views may be written."""
+
+    def __init__(self, owner: EditView, side: str) -> None:
+        super().__init__(*owner._place, side, owner.lend(side))
+        self._owner, self._core = owner, None
+
+    def _page(self) -> Any:
+        return self._owner.lend(self._at[3])
+
+    def __repr__(self) -> str:
+        return f"<{self._at[3]} of page {self._at[2]} of layer {self._at[1]}, writable>"
 
 
 @contextmanager

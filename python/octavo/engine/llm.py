@@ -114,8 +114,8 @@ class LLM(Generation):
         self.kv, self.weights, self.act = schemes
         self.spec, self.tokenizer, self.runtime = shared.spec, shared.tokenizer, shared.runtime
         self.name, self.eos_ids = shared.name, shared.eos_ids
-        _check_count("context", context or self.spec.context, 1, self.spec.context)
-        self.context = context or self.spec.context
+        self.context = self.spec.context if context is None else context
+        _check_count("context", self.context, 1, self.spec.context)
         self.progress = progress
         self.memory = budget or default_budget(self.spec, self.context, self.kv)
         self._prefix = prefix

@@ -201,15 +201,15 @@ def add_values(
 
 def add_quantized(core: Any, q: rtn.Quantized) -> int:
     """Pack codes and scales that a method chose."""
-    n, padded = q.codes.shape
-    groups = padded // rtn.GROUP
+    n, k = q.codes.shape
+    groups = k // rtn.GROUP
     extra: dict[str, Any] = {}
     if q.mins is not None:
         extra["mins"] = _bytes(q.mins)
     if q.zeros is not None:
         extra |= {"zeros": _bytes(q.zeros), "zero_row_stride": groups}
     return core.matrix(
-        q.format, n, q.k, _bytes(q.codes), source="bytes", row_stride=padded, group_stride=32,
+        q.format, n, k, _bytes(q.codes), source="bytes", row_stride=k, group_stride=32,
         scales=_bytes(q.scales), scale_type=q.scale_type,
         scale_row_stride=2 * groups, scale_group_stride=2, **extra,
     )  # fmt: skip

@@ -113,24 +113,27 @@ class Segment:
         self.format: str = core.format
         self.transform = scheme.k_transform if side == "k" else scheme.v_transform
 
+    def _page(self) -> Any:
+        return self._core
+
     @property
     def sealed(self) -> bool:
         """Whether its bytes are final and can be viewed."""
-        return self._core.sealed
+        return self._page().sealed
 
     @property
     def tokens(self) -> int:
         """Rows that it holds."""
-        return self._core.tokens
+        return self._page().tokens
 
     @property
     def nbytes(self) -> int:
         """Stored bytes of all heads."""
-        return self._core.nbytes
+        return self._page().nbytes
 
     def layout_of(self, name: str) -> Layout:
         """Return the layout of part ``"codes"``, ``"scales"``, ``"zeros"`` or ``"exponents"``."""
-        parts = {p["name"]: p for p in self._core.parts()} if self.sealed else {}
+        parts = {p["name"]: p for p in self._page().parts()} if self.sealed else {}
         if name not in parts:
             have = ", ".join(parts) or "none: the page is open, its rows are given by dequantize()"
             raise UnsupportedError(f"page of format {self.format!r} has no {name!r}; it has {have}")
@@ -167,7 +170,7 @@ class Segment:
 
     def _view(self, name: str) -> npt.NDArray[Any]:
         layout = self.layout_of(name)
-        return self._core.array(name).view(_VIEWS[layout.dtype])
+        return self._page().array(name).view(_VIEWS[layout.dtype])
 
     def unpack(self) -> npt.NDArray[Any]:
         """Return logical codes, int8 or uint8 [kv_heads, 64, width], a copy."""
@@ -191,10 +194,6 @@ class Segment:
             raise ValueError(f"dequantize: basis is {basis!r:.40}; legal: 'stored', 'model'")
         handle, layer, index, side = self._at
         return self._pool.core.decode(handle, layer, index, side, basis == "model")
-
-    def close(self) -> None:
-        """Let go of the core's handle (views keep their own)."""
-        self._core.close()
 
     def __repr__(self) -> str:
         state = "sealed" if self.sealed else "open"

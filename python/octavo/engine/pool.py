@@ -27,7 +27,7 @@ class Pool:
     """
 
     def __init__(self, runtime: Any, shapes: Sequence[LayerShape], scheme: KVScheme, budget: int,
-                 *, prefix: bool = True, saturate: bool = False) -> None:  # fmt: skip
+                 *, prefix: bool = True) -> None:  # fmt: skip
         self.scheme = scheme
         self.shapes = tuple(shapes)
         self.budget = budget
@@ -37,7 +37,7 @@ class Pool:
         self.core = _core.Cache(
             runtime, scheme.core_layers(self.shapes), budget=budget,
             sink_pages=scheme.sink_pages, recent_pages=scheme.recent_pages,
-            prefix=self.prefix, saturate=saturate,
+            prefix=self.prefix,
         )  # fmt: skip
 
     def discard(self, handle: int) -> None:

@@ -26,14 +26,11 @@ class Quantized:
     format : str
         Weight format whose value rule holds (formats.md B2).
     codes : numpy.ndarray of uint8 (``w8g32``: int8), shape (n, k)
-        k is a multiple of 32 here: a ragged row is padded with zeros before quantization.
     scales : numpy.ndarray of float16 or bfloat16, shape (n, k / 32)
     zeros : numpy.ndarray of uint8, shape (n, k / 32), optional
     mins : numpy.ndarray of the type of `scales`, shape (n, k / 32), optional
     scale_type : str
         ``"f16"``, or ``"bf16"`` for a matrix with a group that f16 cannot scale.
-    k : int
-        Inputs of the matrix, without padding.
     """
 
     format: str
@@ -42,7 +39,6 @@ class Quantized:
     zeros: npt.NDArray[np.uint8] | None
     mins: npt.NDArray[np.generic] | None
     scale_type: str
-    k: int
 
     def values(self) -> npt.NDArray[np.float32]:
         """Return the values that the codes stand for, float32 (n, k)."""
@@ -54,7 +50,7 @@ class Quantized:
             out = (codes - self.zeros.astype(np.float32)[..., None]) * scale
         else:
             out = (codes - (0.0 if self.format == "w8g32" else 8.0)) * scale
-        return out.reshape(self.codes.shape)[:, : self.k]
+        return out.reshape(self.codes.shape)
 
 
 def quantize(w: npt.NDArray[np.float32], format: str, grid: int | str | None = None) -> Quantized:
@@ -76,7 +72,8 @@ def quantize(w: npt.NDArray[np.float32], format: str, grid: int | str | None = N
     Raises
     ------
     ValueError
-        If `w` is not a matrix of finite values, or the format is not one of these.
+        If `w` is not a matrix of finite values with whole groups, or the format is not one of
+        these.
     """
     if w.ndim != 2 or not w.size:
         raise ValueError(f"rtn: w has shape {list(w.shape)}; legal: a matrix (n, k)")
@@ -86,11 +83,11 @@ def quantize(w: npt.NDArray[np.float32], format: str, grid: int | str | None = N
     if format not in _RULES:
         raise ValueError(f"rtn: format {format!r:.40}; legal: {', '.join(_RULES)}")
     n, k = w.shape
-    padded = np.zeros((n, -(-k // GROUP) * GROUP), np.float32)
-    padded[:, :k] = w
-    groups = padded.reshape(n, -1, GROUP)
+    if k % GROUP:
+        raise ValueError(f"rtn: w has rows of {k}; legal: a multiple of {GROUP} for {format!r}")
+    groups = np.ascontiguousarray(w, np.float32).reshape(n, -1, GROUP)
     codes, scales, zeros, mins, kind = _RULES[format](groups, grid)
-    return Quantized(format, codes.reshape(n, -1), scales, zeros, mins, kind, k)
+    return Quantized(format, codes.reshape(n, k), scales, zeros, mins, kind)
 
 
 def _stored(*exact: npt.NDArray[np.float32]) -> tuple[list[npt.NDArray], str]:

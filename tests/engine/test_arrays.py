@@ -1,0 +1,196 @@
+"""`octavo.Cache` and `octavo.Linear`: pages and kernels on the caller's own arrays."""
+
+import ml_dtypes
+import numpy as np
+import pytest
+from oracle.forward import causal_attention
+
+import octavo
+from octavo.errors import ClosedError, NumericalError, OutOfPages
+
+
+def rows(layers, n, heads, width, seed=0):
+    shape = (layers, n, heads, width)
+    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
+
+
+def rounded(x):
+    return x.astype(ml_dtypes.bfloat16).astype(np.float32)
+
+
+def attention(q, k, v):
+    return causal_attention(*(x.astype(np.float64) for x in (q, k, v)))
+
+
+@pytest.mark.core
+@pytest.mark.parametrize(("kv", "atol"), [("f32", 1e-5), ("bf16", 2e-2), ("int8", 4e-2)])
+@pytest.mark.parametrize("v_dim", [32, 64])
+def test_appending_attends_causally(kv, atol, v_dim):
+    k, v, q = rows(2, 150, 2, 32), rows(2, 150, 2, v_dim, 1), rows(2, 150, 6, 32, 2)
+    with octavo.Cache(2, 2, 32, kv=kv, v_dim=v_dim, threads=1) as cache:
+        parts = [cache.append(k[:, a:b], v[:, a:b], q[:, a:b]) if (b - a) == 150 else
+                 cache.append(*(np.ascontiguousarray(x[:, a:b]) for x in (k, v, q)))
+                 for a, b in ((0, 70), (70, 71), (71, 150))]  # fmt: skip
+        got = np.concatenate(parts, axis=1)
+        assert got.shape == (2, 150, 6, v_dim) and len(cache) == 150
+        for layer in range(2):
+            want = attention(q[layer], k[layer], v[layer])
+            np.testing.assert_allclose(got[layer], want, atol=atol)
+        cache.check()
+
+
+def test_attend_after_the_last_token_and_one_layer():
+    k, v, q = rows(1, 64, 2, 16)[0], rows(1, 64, 2, 16, 1)[0], rows(1, 3, 4, 16, 2)[0]
+    with octavo.Cache(1, 2, 16, kv="f32", threads=1) as cache:
+        assert cache.append(k, v) is None
+        got = cache.attend(q)
+        assert got.shape == (3, 4, 16)
+        for i in range(3):
+            scores = np.einsum("hd,thd->ht", q[i].astype(np.float64), np.repeat(k, 2, axis=1)) / 4
+            p = np.exp(scores - scores.max(axis=1, keepdims=True))
+            p /= p.sum(axis=1, keepdims=True)
+            want = np.einsum("ht,thd->hd", p, np.repeat(v, 2, axis=1))
+            np.testing.assert_allclose(got[i], want, atol=1e-5)
+        np.testing.assert_array_equal(cache.attend(q, scale=0.25), got)
+
+
+def test_pages_ledger_truncate_and_fork():
+    k, v = rows(2, 130, 2, 32), rows(2, 130, 2, 32, 1)
+    with octavo.Cache(2, 2, 32, kv="int8", threads=1) as cache:
+        cache.append(k, v)
+        page = cache.page(1, 0)
+        np.testing.assert_allclose(page.k.dequantize().swapaxes(0, 1), k[1, :64], atol=0.03)
+        assert cache.bytes().sealed_pages == 2
+        other = cache.first.fork()
+        assert cache.truncate(100) == 64 and len(other) == 130
+        with octavo.Cache(2, 2, 32, kv="int4-had", threads=None) as four:
+            with pytest.raises(ValueError, match="runtime"):
+                other.fork(into=four)
+        other.close()
+        other.close()
+        with pytest.raises(ClosedError):
+            other.append(k, v)
+    assert cache.closed and repr(cache) == "<closed Cache>"
+
+
+def test_reencoding_between_caches():
+    k, v = (rounded(rows(1, 130, 2, 32, seed)) for seed in (0, 1))
+    with octavo.Cache(1, 2, 32) as a, octavo.Cache(1, 2, 32, kv="int4-had") as b:
+        a.append(k, v)
+        b.append(k, v)
+        twin = a.first.fork(into=b)
+        for side in "kv":
+            got, want = (getattr(s.page(0, 1), side).unpack() for s in (twin, b))
+            np.testing.assert_array_equal(got, want)
+        del got, want
+
+
+def test_inputs_are_borrowed_not_copied_or_changed():
+    k, v = rows(1, 4000, 8, 128), rows(1, 4000, 8, 128, 1)
+    k.setflags(write=False)
+    want = v.copy()
+    with octavo.Cache(1, 8, 128, threads=1) as cache:
+        cache.append(k, v)
+        np.testing.assert_array_equal(v, want)
+
+
+@pytest.mark.parametrize(("k", "error", "text"), [
+    (rows(2, 5, 2, 32).astype(np.float64), TypeError, "float64"),
+    (rows(2, 10, 2, 32)[:, ::2], TypeError, "not contiguous"),
+    (rows(2, 5, 2, 32).astype(">f4"), TypeError, "C-contiguous float32"),
+    (rows(2, 5, 3, 32), ValueError, r"\[2, 5, 3, 32\]"), (rows(1, 5, 2, 32), ValueError, "legal"),
+    (rows(2, 5, 2, 32)[:, :0], ValueError, "legal"), ([[1.0]], TypeError, "list"),
+    (np.float32(1), TypeError, "float32"),
+])  # fmt: skip
+def test_arrays_are_checked(k, error, text):
+    with octavo.Cache(2, 2, 32, threads=1) as cache:
+        with pytest.raises(error, match=text):
+            cache.append(k, rows(2, 5, 2, 32))
+        assert len(cache) == 0
+
+
+def test_bad_rows_and_no_room_change_nothing():
+    k = rows(1, 64, 1, 16)
+    with octavo.Cache(1, 1, 16, kv="int8", memory=20_000, threads=1) as cache:
+        cache.append(k, k)
+        for bad in (np.nan, np.inf, 1e30):
+            spoiled = k.copy()
+            spoiled[0, 3, 0, 2] = bad
+            with pytest.raises(NumericalError):
+                cache.append(spoiled, k)
+        with pytest.raises(OutOfPages):
+            cache.append(rows(1, 3000, 1, 16), rows(1, 3000, 1, 16))
+        assert len(cache) == 64
+        cache.check()
+
+
+@pytest.mark.parametrize(("args", "error"), [
+    ((0, 1, 16), ValueError), ((1, -1, 16), ValueError), ((1, 1, 2**40), ValueError),
+    ((1, 1, 63), ValueError), ((1.0, 1, 16), TypeError), ((True, 1, 16), TypeError),
+])  # fmt: skip
+def test_cache_shapes_are_checked(args, error):
+    with pytest.raises(error):
+        octavo.Cache(*args)
+
+
+@pytest.mark.parametrize("memory", ["2 apples", "", 0, -1, 2**60, None, True, 1.5, "9" * 50])
+def test_memory_is_checked(memory):
+    with pytest.raises((ValueError, TypeError), match="memory"):
+        octavo.Cache(1, 1, 16, memory=memory)
+
+
+def test_memory_by_name():
+    from octavo.engine.memory import parse_bytes
+
+    assert [parse_bytes(m) for m in ("1 KiB", "2MB", "1.5 GiB", "7", "3 b")] == [
+        1024, 2_000_000, 3 << 29, 7, 3]  # fmt: skip
+
+
+# ---- Linear
+
+
+@pytest.mark.core
+@pytest.mark.parametrize("dtype", [np.float32, np.float16, ml_dtypes.bfloat16])
+def test_float_matrices_are_held_exactly(dtype):
+    w = rows(1, 1, 40, 64)[0, 0].astype(dtype)
+    x = rows(1, 1, 7, 64, 1)[0, 0]
+    linear = octavo.Linear(w, threads=1)
+    np.testing.assert_array_equal(linear.dequantize(), w.astype(np.float32))
+    np.testing.assert_allclose(linear(x), x @ w.astype(np.float32).T, atol=1e-4)
+    assert linear.act == "a32"
+
+
+@pytest.mark.core
+@pytest.mark.parametrize("act", ["a32", "a8x2", "a8g32", "a8"])
+@pytest.mark.parametrize("weights", ["w8g32", "q4g32", "q4g32z", "q4g32m"])
+def test_grouped_matrices(weights, act):
+    w, x = rows(1, 1, 70, 96)[0, 0], rows(1, 1, 9, 96, 1)[0, 0]
+    linear = octavo.Linear(w, weights=weights, act=act, threads=1)
+    want = x.astype(np.float64) @ linear.dequantize().astype(np.float64).T
+    atol = {"a32": 1e-4, "a8x2": 2e-3, "a8g32": 0.2, "a8": 0.3}[act]
+    got = linear(x)
+    np.testing.assert_allclose(got, want, atol=atol)
+    for i in range(len(x)):  # a row does not depend on its batch
+        np.testing.assert_array_equal(linear(x[i]), got[i])
+    out = np.empty((9, 70), np.float32)
+    assert linear(x, out=out) is out
+    np.testing.assert_array_equal(out, got)
+    np.testing.assert_array_equal(linear.dequantize([3, 3, 0]), linear.dequantize()[[3, 3, 0]])
+
+
+def test_linear_checks():
+    for bad in (np.zeros((2, 2, 2), np.float32), np.zeros((0, 4), np.float32), [[1.0]]):
+        with pytest.raises(TypeError, match="legal: an array"):
+            octavo.Linear(bad)
+    with pytest.raises(TypeError, match="int64"):
+        octavo.Linear(np.zeros((2, 2), int))
+    with pytest.raises(ValueError, match="multiple of 32"):
+        octavo.Linear(np.ones((4, 40), np.float32), weights="q4g32")
+    with pytest.raises(ValueError, match="does not fit f16"):
+        octavo.Linear(np.full((4, 32), 1e6, np.float32), weights="f16")
+    linear = octavo.Linear(np.ones((4, 32), np.float32), threads=1)
+    assert "4 x 32 in f32" in repr(linear) and linear.nbytes >= 4 * 32 * 4
+    linear.close()
+    linear.close()
+    with pytest.raises(ClosedError):
+        linear(np.ones((1, 32), np.float32))

@@ -1,0 +1,234 @@
+"""Specs and programs of the families: numbers, names, permuted rows, and what is refused."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from oracle import fixtures, forward
+
+from octavo.checkpoint import open_checkpoint
+from octavo.errors import CheckpointError, UnsupportedError
+from octavo.model import model_of
+from octavo.model.dense import unpermuted_rows
+from octavo.model.fields import Fields
+from octavo.model.rope import frequencies, rope_from_config, rope_from_gguf
+
+
+class Tensor:
+    """A tensor of a made-up checkpoint: a shape, and values where a family reads them."""
+
+    type = "F32"
+
+    def __init__(self, shape, values=None):
+        self.shape, self.values = tuple(shape), values
+
+    def dequantize(self):
+        return np.asarray(self.values, np.float32)
+
+
+def gguf_like(path, tensors=(), drop=(), **changes):
+    """A real GGUF file's checkpoint with metadata and tensors changed."""
+    with open_checkpoint(path) as real:
+        metadata = dict(real.metadata)
+        found = {n: Tensor(t.shape) for n, t in real.tensors.items() if n not in drop}
+    metadata |= {k.replace("__", "."): v for k, v in changes.items()}
+    return SimpleNamespace(path=path, kind="gguf", metadata=metadata, tensors=found | dict(tensors))
+
+
+def folder_like(path, tensors=(), drop=(), **changes):
+    """A real folder's checkpoint with its config and tensors changed."""
+    with open_checkpoint(path) as real:
+        config = dict(real.metadata["config"]) | changes
+        found = {n: Tensor(t.shape) for n, t in real.tensors.items() if n not in drop}
+    return SimpleNamespace(
+        path=path, kind="safetensors", metadata={"config": config}, tensors=found | dict(tensors)
+    )
+
+
+def test_llama_gguf_numbers(tiny_llama):
+    shape = fixtures.LLAMA
+    with open_checkpoint(tiny_llama) as checkpoint:
+        spec, program = model_of(checkpoint)
+    got = (spec.layers, spec.hidden, spec.heads, spec.kv_heads, spec.head_dim, spec.ffn)
+    assert got == (2, 64, 4, 2, 16, 96)
+    assert (spec.vocab, spec.context, spec.tied, spec.qk_norm) == (300, 2048, True, False)
+    weights = fixtures.random_weights(shape)
+    assert spec.parameters == sum(w.size for w in weights.values())
+    assert [op.kind for op in program.ops] == [
+        "embed",
+        *["norm_linear", "attend", "linear_add", "gated_mlp"] * 2,
+        "norm",
+        "head",
+    ]
+    assert program.ops[-1].w == ("embed",), "a tied matrix is held once"
+
+
+def test_qwen3_folder_numbers(tiny_qwen3):
+    with open_checkpoint(tiny_qwen3) as checkpoint:
+        spec, program = model_of(checkpoint)
+    assert (spec.head_dim, spec.qk_norm, spec.tied) == (32, True, False)
+    attend = program.ops[2]
+    assert attend.q_norm == "layers.0.attn.q_norm"
+    assert attend.scale == 32**-0.5
+    assert program.ops[-1].w == ("head",)
+
+
+def test_rows_are_mapped_back_for_llama_gguf_alone(tmp_path, tiny_llama):
+    with open_checkpoint(tiny_llama) as checkpoint:
+        spec, _ = model_of(checkpoint)
+    maps = {u.role for u in spec.uses if u.row_map is not None}
+    assert maps == {f"layers.{i}.attn.{p}" for i in range(2) for p in "qk"}
+    path = fixtures.write_gguf(tmp_path / "q.gguf", fixtures.QWEN3)
+    with open_checkpoint(path) as checkpoint:
+        spec, _ = model_of(checkpoint)
+    assert all(u.row_map is None for u in spec.uses)
+
+
+@pytest.mark.parametrize(("heads", "head_dim"), [(1, 2), (3, 64), (4, 6)])
+def test_unpermuted_rows_equal_the_oracle(heads, head_dim):
+    w = np.arange(heads * head_dim)[:, None]
+    np.testing.assert_array_equal(
+        unpermuted_rows(heads, head_dim), forward.unpermute(w, heads)[:, 0]
+    )
+
+
+def test_every_tap_names_a_buffer_after_an_op(tiny_llama):
+    with open_checkpoint(tiny_llama) as checkpoint:
+        _, program = model_of(checkpoint)
+    for name, (op, buffer) in program.taps.items():
+        assert buffer in program.ops[op].out, name
+    assert "layers.1.attn.out" in program.taps
+
+
+def test_lowering_uses_handles(tiny_llama):
+    with open_checkpoint(tiny_llama) as checkpoint:
+        spec, program = model_of(checkpoint)
+    low = program.lowered({u.role: i for i, u in enumerate(spec.uses)})
+    assert low["ops"][0] == {
+        **dict.fromkeys(("in", "in2", "in3", "norm", "q_norm", "k_norm", "rope"), -1),
+        "kind": "embed", "out": [0], "n_out": 1, "w": [0], "bias": [],
+        "eps": 0.0, "scale": 1.0, "layer": 0, "heads": 0,
+    }  # fmt: skip
+    assert low["ropes"][0]["dim"] == 16
+
+
+# ---- the loader's contract
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "text"),
+    [
+        ({"drop": ["blk.1.ffn_up.weight"]}, CheckpointError, "blk.1.ffn_up.weight"),
+        ({"tensors": {"blk.0.extra": Tensor([4])}}, CheckpointError, "blk.0.extra"),
+        ({"tensors": {"blk.0.attn_v.weight": Tensor([32, 60])}}, CheckpointError, r"\[32, 60\]"),
+        ({"drop": ["token_embd.weight"]}, CheckpointError, "token_embd"),
+        ({"general__architecture": "lama"}, UnsupportedError, "nearest: 'llama'"),
+        ({"general__architecture": "mamba9"}, UnsupportedError, "known: llama, qwen3"),
+        ({"llama__block_count": 10**9}, CheckpointError, "block_count"),
+        ({"llama__block_count": True}, CheckpointError, "block_count"),
+        ({"llama__attention__head_count": 0}, CheckpointError, "head_count"),
+        ({"llama__attention__head_count_kv": 3}, CheckpointError, "head_count_kv"),
+        ({"llama__embedding_length": None}, CheckpointError, "is missing"),
+        ({"llama__attention__layer_norm_rms_epsilon": float("nan")}, CheckpointError, "epsilon"),
+        ({"llama__expert_count": 8}, UnsupportedError, "mixture of experts"),
+        ({"llama__rope__scaling__type": "yarn"}, UnsupportedError, "yarn"),
+        ({"llama__rope__dimension_count": 8}, UnsupportedError, "head_dim = 16"),
+        ({"llama__rope__freq_base": -1.0}, CheckpointError, "freq_base"),
+    ],
+)
+def test_gguf_refusals_name_what_is_wrong(tiny_llama, change, error, text):
+    with pytest.raises(error, match=text):
+        model_of(gguf_like(tiny_llama, **change))
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "text"),
+    [
+        ({"architectures": ["GemmaForCausalLM"]}, UnsupportedError, "Gemma"),
+        ({"architectures": None}, UnsupportedError, "known: LlamaForCausalLM"),
+        ({"hidden_act": "gelu"}, UnsupportedError, "activation"),
+        ({"num_hidden_layers": 2.0}, CheckpointError, "num_hidden_layers"),
+        ({"num_hidden_layers": 1}, CheckpointError, "not part of family"),
+        ({"tie_word_embeddings": "yes"}, CheckpointError, "tie_word_embeddings"),
+        ({"attention_bias": True}, CheckpointError, "bias"),
+        ({"rope_scaling": {"rope_type": "dynamic"}}, UnsupportedError, "dynamic"),
+        ({"rope_scaling": 7}, CheckpointError, "rope_scaling"),
+    ],
+)
+def test_config_refusals_name_what_is_wrong(tiny_qwen3, change, error, text):
+    with pytest.raises(error, match=text):
+        model_of(folder_like(tiny_qwen3, **change))
+
+
+def test_tensors_that_a_rule_skips(tiny_qwen3):
+    extra = {"model.layers.0.self_attn.rotary_emb.inv_freq": Tensor([16])}
+    spec, _ = model_of(folder_like(tiny_qwen3, tensors=extra))
+    assert not spec.tied
+    tied, program = model_of(folder_like(tiny_qwen3, tie_word_embeddings=True))
+    assert tied.tied and program.ops[-1].w == ("embed",)
+
+
+def test_biases_are_used_and_mapped(tiny_llama):
+    extra = {f"blk.{i}.attn_{p}.bias": Tensor([n]) for i in range(2)
+             for p, n in (("q", 64), ("k", 32), ("v", 32))}  # fmt: skip
+    spec, program = model_of(gguf_like(tiny_llama, tensors=extra))
+    assert program.ops[1].bias == tuple(f"layers.0.attn.{p}.bias" for p in "qkv")
+    bias = next(u for u in spec.uses if u.role == "layers.1.attn.q.bias")
+    np.testing.assert_array_equal(bias.row_map, unpermuted_rows(4, 16))
+
+
+# ---- RoPE
+
+
+def test_frequencies_are_rounded_once():
+    rope = frequencies(64, 1e5)
+    exact = [float(np.float32(1e5 ** (-2 * i / 64))) for i in range(32)]
+    assert rope.freq.dtype == np.float64
+    assert rope.freq.tolist() == exact
+
+
+LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+          "original_max_position_embeddings": 8192}  # fmt: skip
+
+
+def test_llama3_scaling_equals_the_oracle_and_its_description():
+    rope = rope_from_config(Fields({"rope_theta": 5e5, "rope_scaling": LLAMA3}, "t"), 128)
+    plain = frequencies(128, 5e5).freq
+    want = plain / forward.llama3_divisors(128, 5e5, LLAMA3)
+    np.testing.assert_allclose(rope.freq, want, rtol=2e-7)
+    wavelength = 2 * np.pi / plain
+    keep, slow = wavelength < 8192 / 4, wavelength > 8192
+    assert keep.any() and slow.any()
+    np.testing.assert_array_equal(rope.freq[keep], plain[keep])
+    np.testing.assert_allclose(rope.freq[slow], plain[slow] / 8, rtol=2e-7)
+
+
+def test_linear_scaling_both_ways_and_stored_divisors():
+    config = Fields({"rope_scaling": {"type": "linear", "factor": 4.0}}, "t")
+    want = frequencies(32, 1e4, 4.0).freq
+    np.testing.assert_array_equal(rope_from_config(config, 32).freq, want)
+    newer = Fields({"rope_parameters": {"rope_type": "linear", "factor": 4.0,
+                                        "rope_theta": 1e4}}, "t")  # fmt: skip
+    np.testing.assert_array_equal(rope_from_config(newer, 32).freq, want)
+    meta = Fields({"a.rope.scaling.type": "linear", "a.rope.scaling.factor": 4.0}, "t", "a.")
+    np.testing.assert_array_equal(rope_from_gguf(meta, 32, None).freq, want)
+    divisors = np.linspace(1, 8, 16, dtype=np.float32)
+    stored = rope_from_gguf(Fields({}, "t", "a."), 32, divisors)
+    np.testing.assert_array_equal(stored.freq, frequencies(32, 1e4, divisors).freq)
+
+
+def test_rope_divisors_of_a_file(tiny_llama):
+    values = np.linspace(1, 8, 8)
+    spec, _ = model_of(gguf_like(tiny_llama, {"rope_freqs.weight": Tensor([8], values)}))
+    np.testing.assert_array_equal(spec.rope.freq, frequencies(16, 1e4, values).freq)
+    for bad in (Tensor([9], np.ones(9)), Tensor([8], np.zeros(8)), Tensor([8], [np.nan] * 8)):
+        with pytest.raises(CheckpointError, match="rope_freqs"):
+            model_of(gguf_like(tiny_llama, {"rope_freqs.weight": bad}))
+
+
+@pytest.mark.parametrize("change", [{"factor": 0}, {"factor": "8"}, {"high_freq_factor": 0.5},
+                                    {"original_max_position_embeddings": -1}])  # fmt: skip
+def test_llama3_scaling_refuses_nonsense(change):
+    config = Fields({"rope_scaling": LLAMA3 | change}, "t")
+    with pytest.raises(CheckpointError, match=next(iter(change))):
+        rope_from_config(config, 64)
