@@ -10,7 +10,6 @@ OCTAVO_BUILD   release (default) | asan | tsan | faults | strict | portable   (c
 
 import os
 import platform
-import shutil
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path

@@ -1,5 +1,5 @@
-"""The least model that has every part: one layer, one KV head of 16, so that thousands of steps take
-seconds. Its last token embeds as NaN: whoever reads it fails alone. Head and embedding are two
+"""The least model that has every part: one layer, one KV head of 16, so that thousands of steps
+take seconds. Its last token embeds as NaN: whoever reads it fails alone. Head and embedding are two
 matrices, so that nobody else sees the NaN.
 """
 

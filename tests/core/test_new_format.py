@@ -12,7 +12,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 SOURCE = """
-/* fix8: a throw-away page format. 8-bit codes, value = code / 16, no scales. [64][d], both roles. */
+/* fix8: a throw-away page format. 8-bit codes, value = code / 16, no scales; [64][d] in both roles.
+ */
 #include <math.h>
 #include <string.h>
 
