@@ -1,4 +1,4 @@
-"""Ctrl-C inside a long prefill: KeyboardInterrupt soon, the sequence as before, the model usable."""
+"""Ctrl-C in a long prefill: KeyboardInterrupt soon, the sequence as before, the model usable."""
 
 import os
 import signal
