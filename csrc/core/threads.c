@@ -1,3 +1,5 @@
+/* threads.c: the pool. The hard part is handing a loop to workers without waiting for those that
+ * sleep or are descheduled; the comment at the struct says why it is safe. */
 #include "csrc/core/threads.h"
 
 #include <pthread.h>
