@@ -137,7 +137,7 @@ class CacheMachine(RuleBasedStateMachine):
             assert before[1] == after[1]
             return None
         except BusyError:
-            assert any(s.edit for s in ([shadow] if shadow else self.seqs))
+            assert any(s.edit for s in self.seqs)
             assert before == self.state()
             return None
 
@@ -151,7 +151,8 @@ class CacheMachine(RuleBasedStateMachine):
         handles, counts = [s.handle for s, _ in chosen], [len(t) for _, t in chosen]
         needed, room = cache.needs(handles, counts)
         items = [(s.handle, t, len(t) - 1) for s, t in chosen]
-        shadow = next((s for s, _ in chosen if s.edit), None)
+        # A page under edit keeps its whole cache still.
+        shadow = next((s for s in self.seqs if s.edit and s.cache == chosen[0][0].cache), None)
         refusals = (OutOfPages, KeyboardInterrupt) + (() if expect_fit else (MemoryError,))
         got = self.attempt(
             shadow, lambda: _core.step(self.program, cache, items, logits=True), *refusals
