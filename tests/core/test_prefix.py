@@ -210,10 +210,10 @@ def test_least_recently_used_leaves_go_first(runtime, program):
     assert cache.ledger()["cached_pages"] == 8
     assert hit(cache, new) == hit(cache, old) == 256  # old is now the younger
     seq = feed(program, cache, ids(128, 3))
-    assert hit(cache, old) == 256 and hit(cache, new) == 128  # two pages, from the end
+    assert hit(cache, new) == 128 and hit(cache, old) == 256  # two pages, from the end
     cache.check()
     feed(program, cache, ids(128, 4))
-    assert hit(cache, old) == 256 and hit(cache, new) == 0
+    assert hit(cache, new) == 0 and hit(cache, old) == 256
     cache.release(seq)
     assert cache.ledger()["cached_pages"] == 6
 
