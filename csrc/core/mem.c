@@ -128,9 +128,14 @@ void oct_unmap(void *base, size_t bytes)
     if (base) munmap(base, bytes);
 }
 
+size_t oct_os_page(void)
+{
+    return (size_t)sysconf(_SC_PAGESIZE);
+}
+
 void oct_release(void *p, size_t bytes)
 {
-    const uintptr_t os = (uintptr_t)sysconf(_SC_PAGESIZE);
+    const uintptr_t os = oct_os_page();
     const uintptr_t lo = ((uintptr_t)p + os - 1) / os * os, hi = ((uintptr_t)p + bytes) / os * os;
     if (hi > lo) madvise((void *)lo, hi - lo, MADV_DONTNEED);
 }

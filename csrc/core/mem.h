@@ -35,6 +35,7 @@ void *oct_map(size_t bytes);
 void oct_unmap(void *base, size_t bytes);
 /* Give the whole OS pages inside [p, p + bytes) back; they read as zero when touched again. */
 void oct_release(void *p, size_t bytes);
+size_t oct_os_page(void);
 void oct_mem_note(oct_tag, int64_t bytes, int64_t count);
 
 /* True once, at the boundary that oct_cancel_after named. */

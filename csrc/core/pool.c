@@ -5,6 +5,12 @@
 #include "csrc/core/cache.h"
 #include "csrc/core/mem.h"
 
+#ifdef OCT_FAULTS
+enum { POISON = true }; /* NaN in what is given back or not yet written: a stale read shows */
+#else
+enum { POISON = false };
+#endif
+
 /* ---- tables ---------------------------------------------------------------------------------- */
 
 static size_t grown(size_t have, size_t need)
@@ -141,6 +147,24 @@ void oct_page_hold(oct_cache *c, int32_t id)
     c->page[id].refs++;
 }
 
+/* Give a page's memory of one layer back to the OS. Regions are no multiple of OS pages; what they
+ * share with neighbours goes with the last of them. */
+static void release_region(const oct_cache *c, int layer, int32_t id)
+{
+    const oct_layer *l = &c->layer[layer];
+    const uintptr_t os = oct_os_page(), at = (uintptr_t)l->base + (uintptr_t)id * l->stride;
+    const uintptr_t floor = at / os * os, ceiling = (at + l->stride + os - 1) / os * os;
+    uintptr_t lo = at, hi = at + l->stride;
+    for (int32_t i = id; lo > floor && i > 0 && c->page[i - 1].state == PAGE_FREE; i--)
+        lo -= l->stride;
+    for (int32_t i = id + 1; hi < ceiling && i < c->page_limit &&
+                             (i >= c->pages || c->page[i].state == PAGE_FREE); i++)
+        hi += l->stride;
+    lo = lo < floor ? floor : lo;
+    hi = hi > ceiling ? ceiling : hi;
+    oct_release((void *)lo, hi - lo);
+}
+
 void oct_page_free(oct_cache *c, int32_t id)
 {
     c->page[id].state = PAGE_FREE;
@@ -150,12 +174,8 @@ void oct_page_free(oct_cache *c, int32_t id)
     c->sealed_pages--;
     oct_mem_note(OCT_TAG_PAGES, -(int64_t)c->page_bytes, -1);
     for (int l = 0; l < c->layers; l++) {
-        char *region = c->layer[l].base + (size_t)id * c->layer[l].stride;
-#ifdef OCT_FAULTS
-        memset(region, 0xFF, c->layer[l].stride); /* NaN everywhere: a stale read shows */
-#else
-        oct_release(region, c->layer[l].stride);
-#endif
+        if (POISON) memset(c->layer[l].base + (size_t)id * c->layer[l].stride, 0xFF, c->layer[l].stride);
+        else release_region(c, l, id);
     }
 }
 
@@ -203,10 +223,9 @@ void oct_slot_grow(oct_cache *c, int32_t id, int units)
 {
     oct_slot_meta *s = &c->slot[id];
     if (units <= s->units) return;
-#ifdef OCT_FAULTS
-    memset(slot_base(c, id) + (size_t)s->units * c->unit_bytes, 0xFF,
-           (size_t)(units - s->units) * c->unit_bytes);
-#endif
+    if (POISON)
+        memset(slot_base(c, id) + (size_t)s->units * c->unit_bytes, 0xFF,
+               (size_t)(units - s->units) * c->unit_bytes);
     c->open_units += units - s->units;
     oct_mem_note(OCT_TAG_OPEN, (int64_t)c->unit_bytes * (units - s->units), units - s->units);
     s->units = units;
