@@ -1,5 +1,5 @@
-"""Every byte is in the ledger: the figures of formats.md D, written out again here from its table of
-bits, scales and zeros, and the memory of the process."""
+"""Every byte is in the ledger: the figures of formats.md D, written out again here from its table
+of bits, scales and zeros, and the memory of the process."""
 
 import gc
 import os
@@ -14,7 +14,8 @@ from octavo import _core
 
 pytestmark = pytest.mark.core
 LAYERS, HEADS, DIM = 30, 3, 64  # SmolLM2-135M
-# Bits per code, 16-bit numbers per token of one head (scale; scale and zero), bytes of an open value.
+# Bits per code, 16-bit numbers per token of one head (scale; scale and zero), bytes of an open
+# value.
 FORMATS = {
     "f32": (32, 0, 4),
     "f16": (16, 0, 2),
@@ -191,7 +192,7 @@ def test_needs_and_bytes_for_are_exact(runtime):
 
 
 def test_what_bytes_for_says_is_enough(runtime):
-    """A budget of bytes_for(n) takes n tokens one by one; a byte less than its last page does not."""
+    """bytes_for(n) takes n tokens one by one; a byte less than its last page does not."""
     for kw in ({}, {"sink_pages": 1, "recent_pages": 1}):
         for tokens in (1, 63, 64, 65, 200, 256):
             budget = small.cache(runtime, "int8", 1 << 20, **kw).bytes_for(tokens)
