@@ -45,7 +45,7 @@ class State:
         self.fill_tables(tiny.tokens(13 * 64, 3) % 40)
 
     def fill_tables(self, ids):
-        """To the brim: 8 sequences and 16 pages here, 16 open slots there; the next one grows them."""
+        """To the brim: 8 sequences and 16 pages here, 16 open slots there; the next grows them."""
         for _ in range(3):
             self.cache.open()
         full = self.cache.open()

@@ -8,7 +8,8 @@ import re
 import textwrap
 
 import pytest
-from test_threads import SANITIZED, child
+from small import SANITIZED
+from test_threads import child
 
 pytestmark = pytest.mark.core
 
@@ -50,7 +51,8 @@ POINTS = """
     once = _core.step(program, cache, [(cache.fork(seq), ids[:3], 0)], logits=True)["logits"][0]
     late, slowest, caught = 0, 0.0, 0
     for i in range(COUNT):
-        took = interrupted(lambda: _core.step(program, cache, [(seq, ids[:-100], 0)]), 0.01 + 0.03 * i)
+        items = [(seq, ids[:-100], 0)]
+        took = interrupted(lambda: _core.step(program, cache, items), 0.01 + 0.03 * i)
         if took is None:
             cache.truncate(seq, 64); cache.release(seq); seq = cache.open()
             _core.step(program, cache, [(seq, ids[:100], 100)])

@@ -224,7 +224,6 @@ def test_what_a_sequence_holds_is_not_evicted(runtime, program):
     cache.release(feed(program, cache, text[:256]))
     held = cache.open()
     assert cache.match(held, text[:129]) == 128
-    needed, room = cache.needs([cache.open()], [300])
     with pytest.raises(OutOfPages):
         feed(program, cache, ids(512, 5))
     assert hit(cache, text) == 256  # refused: nothing was evicted
@@ -244,7 +243,7 @@ def test_needs_is_the_truth(runtime, program):
     rng = np.random.default_rng(0)
     cache = small.cache(runtime, budget=pages(runtime, 12, units=20))
     seqs, views, accepted, refused = [], [], 0, 0
-    for i in range(400):
+    for _ in range(400):
         if len(seqs) > 3 or (seqs and rng.random() < 0.3):
             cache.release(seqs.pop(int(rng.integers(len(seqs)))), True)
         if rng.random() < 0.2 and seqs and cache.length(seqs[0]) > 64:
