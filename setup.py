@@ -4,12 +4,12 @@ The instruction set of a file is told by its name (`*_avx2.c`, `*_avx512.c`); ev
 compiled for the platform's baseline, so one build runs on every machine of its architecture and
 `kernels/cpu.c` chooses at load. Environment:
 
-OCTAVO_BUILD   release (default) | asan | tsan | faults | strict   (comma-separated, e.g. asan,faults)
+OCTAVO_BUILD   release (default) | asan | tsan | faults | strict | portable   (comma-separated, e.g.
+               asan,faults; portable: the scalar column alone, as on other processors)
 """
 
 import os
 import platform
-import shutil
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -35,11 +35,13 @@ VARIANTS = {
     "asan": ["-O1", "-fno-omit-frame-pointer", "-fsanitize=address,undefined"],
     "tsan": ["-O1", "-fno-omit-frame-pointer", "-fsanitize=thread"],
     "faults": ["-DOCT_FAULTS"],
+    "portable": ["-DOCT_PORTABLE", "-O1", "-g0"],
     "strict": ["-Werror", "-Wshadow", "-Wstrict-prototypes", "-Wvla", "-Wformat=2"],
 }
 variants = [v for v in os.environ.get("OCTAVO_BUILD", "release").split(",") if v]
 if unknown := [v for v in variants if v not in VARIANTS]:
     sys.exit(f"OCTAVO_BUILD: unknown variant {unknown[0]!r}; known: {', '.join(VARIANTS)}")
+X86 = X86 and "portable" not in variants
 FLAGS = BASE + [flag for v in variants for flag in VARIANTS[v]]
 LINK = ["-pthread", *[f for v in variants for f in VARIANTS[v] if f.startswith("-fsanitize")]]
 if "release" not in variants or len(variants) > 1:

@@ -6,7 +6,7 @@
 
 #include "kernels/kernels.h"
 
-#if defined(__x86_64__) || defined(_M_X64)
+#if defined(__x86_64__) && !defined(OCT_PORTABLE)
 #include <cpuid.h>
 
 static uint64_t xgetbv0(void)

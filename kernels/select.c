@@ -8,7 +8,7 @@
 #include "kernels/kernels.h"
 #include "kernels/page/generic.h"
 
-#if defined(__x86_64__) || defined(_M_X64)
+#if defined(__x86_64__) && !defined(OCT_PORTABLE)
 #define X86_YES(x) x
 #else
 #define X86_YES(x)

@@ -222,6 +222,9 @@ void oct_seal_head(oct_cache *, int layer, const oct_entry *, int head, void *la
 /* Encode the pages that this step fills, of one layer. */
 void oct_rows_seal(oct_cache *, oct_part_of_step *, int count, int layer);
 
+/* pages.c: floats of the widest layer's row of all heads. */
+size_t oct_widest_rows(const oct_cache *, int side);
+
 /* ---- attend.c -------------------------------------------------------------------------------- */
 typedef struct oct_attend_scratch oct_attend_scratch;
 /* Makes *scratch large enough for rows x heads queries of any layer over so many tokens; grows, or

@@ -1,3 +1,5 @@
+/* mem.c: the seam itself: aligned blocks with a header line that remembers size and tag, the live
+ * counters, address space by mmap, and the fault hook of test builds. */
 #include "csrc/core/mem.h"
 
 #include <stdatomic.h>

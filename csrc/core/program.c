@@ -1,3 +1,5 @@
+/* program.c: the door of a program. Every operand, width and shape is checked here once, and all the
+ * memory that a step of it needs is allocated, so that a step below asserts at most. */
 #include "csrc/core/program.h"
 
 #include <math.h>

@@ -1,3 +1,5 @@
+/* runtime.c: choosing the ISA level, the pool and the lanes' scratch, and the kernel table as rows
+ * for whoever asks which column serves what. */
 #include "csrc/core/runtime.h"
 
 #include <stdlib.h>

@@ -1,3 +1,4 @@
+/* status.c: the last failure's sentence and figures, one set per thread. */
 #include "csrc/core/status.h"
 
 #include <stdarg.h>

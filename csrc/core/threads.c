@@ -1,3 +1,5 @@
+/* threads.c: the pool. The hard part is handing a loop to workers without waiting for those that
+ * sleep or are descheduled; the comment at the struct says why it is safe. */
 #include "csrc/core/threads.h"
 
 #include <pthread.h>
@@ -11,7 +13,7 @@
 
 #include "csrc/core/mem.h"
 
-#if defined(__x86_64__)
+#if defined(__x86_64__) && !defined(OCT_PORTABLE)
 #include <xmmintrin.h>
 #define RELAX() _mm_pause()
 oct_fp_word oct_fp_enter(void)

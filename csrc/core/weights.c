@@ -1,3 +1,5 @@
+/* weights.c: packing from any source layout, reading back, and products as tiles of one parallel
+ * loop. Sources are checked here once; kernels trust what they are given. */
 #include "csrc/core/weights.h"
 
 #include <limits.h>

@@ -98,7 +98,7 @@ bool oct_runtime_enter(oct_py_runtime *runtime, const oct_state *state, const ch
 void oct_runtime_retain(oct_py_runtime *runtime);
 void oct_runtime_release(oct_py_runtime *runtime);
 
-/* False with BusyError while a page of the cache is under edit: its bytes may change at any time. */
+/* False with BusyError while a page of the cache is under edit: its bytes may change. */
 bool oct_cache_idle(const oct_py_cache *cache, const char *where);
 
 PyObject *oct_page_new(oct_py_cache *cache, const oct_page_info *info, bool writable);

@@ -25,8 +25,8 @@ page_traverse(oct_py_page *self, visitproc visit, void *arg)
     return 0;
 }
 
-/* The core cannot refuse: while a page is under edit no call is inside the cache without the GIL,
- * and a sequence that was released meanwhile has no edit left to end. The cache cannot be closed. */
+/* Any thread may end an edit at any time, so nothing can refuse. The cache is still there, since
+ * it cannot be closed under an edit. */
 static void
 end_edit(oct_py_page *self)
 {

@@ -267,8 +267,8 @@ prepare_and_run(const request *r, const oct_state *state)
     return result;
 }
 
-/* What the step uses cannot be closed, nor the weights grow, while it runs. Weights that were closed
- * live on in the program and grow no more. */
+/* What the step uses cannot be closed, nor the weights grow, while it runs. Closed weights live on
+ * in the program and grow no more. */
 static PyObject *
 with_gates(const request *r, const oct_state *state)
 {

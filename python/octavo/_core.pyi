@@ -39,10 +39,14 @@ class Runtime:
     def cpu(self) -> str: ...
     def kernels(self) -> list[tuple[str, str, str, str, str | None, float]]:
         """Rows (table, name, slot, form, isa, bits)."""
-    def kl(self, base: npt.NDArray[np.float32], other: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]: ...
+    def kl(
+        self, base: npt.NDArray[np.float32], other: npt.NDArray[np.float32]
+    ) -> npt.NDArray[np.float64]: ...
     def lse(self, x: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]: ...
     def argmax(self, x: npt.NDArray[np.float32]) -> npt.NDArray[np.int32]: ...
-    def topk(self, x: npt.NDArray[np.float32], count: int) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.float32]]: ...
+    def topk(
+        self, x: npt.NDArray[np.float32], count: int
+    ) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.float32]]: ...
     def sample(
         self,
         x: npt.NDArray[np.float32],
@@ -93,7 +97,13 @@ class Weights:
         """Logical arrays by name: codes [n, k] (uint8; int8 for w8g32), scales, mins (float16 or
         uint16 bits of bfloat16), zeros; or values [n, k] (float32, float16, uint16 bits)."""
     def rows(self, id: int, ids: npt.NDArray[np.int32]) -> npt.NDArray[np.float32]: ...
-    def linear(self, id: int, x: npt.NDArray[np.float32], act: str = "a8x2", out: npt.NDArray[np.float32] | None = None) -> npt.NDArray[np.float32]: ...
+    def linear(
+        self,
+        id: int,
+        x: npt.NDArray[np.float32],
+        act: str = "a8x2",
+        out: npt.NDArray[np.float32] | None = None,
+    ) -> npt.NDArray[np.float32]: ...
     @property
     def nbytes(self) -> int: ...
     def close(self) -> None: ...
@@ -151,7 +161,9 @@ class Cache:
         """`segment` "k" or "v"."""
     def edit(self, seq: int, layer: int, index: int, segment: str) -> Page:
         """A writable page; exclusive until its `close()`."""
-    def decode(self, seq: int, layer: int, index: int, segment: str, model_basis: bool = False) -> npt.NDArray[np.float32]:
+    def decode(
+        self, seq: int, layer: int, index: int, segment: str, model_basis: bool = False
+    ) -> npt.NDArray[np.float32]:
         """Copy, [kv_heads, tokens, width]."""
     def append(
         self,
@@ -164,7 +176,9 @@ class Cache:
         scale: float = 1.0,
     ) -> npt.NDArray[np.float32] | None:
         """Flat float32 arrays in the order of octavo.h's oct_rows_desc; returns the flat output."""
-    def attend(self, seq: int, layer: int, q: npt.NDArray[np.float32], heads: int, scale: float) -> npt.NDArray[np.float32]:
+    def attend(
+        self, seq: int, layer: int, q: npt.NDArray[np.float32], heads: int, scale: float
+    ) -> npt.NDArray[np.float32]:
         """q [m, heads, k_width] -> [m, heads, v_width]."""
     def close(self) -> None: ...
     @property
@@ -193,7 +207,8 @@ class Page:
     @property
     def nbytes(self) -> int: ...
     def parts(self) -> list[dict[str, Any]]:
-        """The stored parts: name, dtype, offset, shape, split, split_axis, axes, rows, cols, bias."""
+        """The stored parts: name, dtype, offset, shape, split, split_axis, axes, rows, cols,
+        bias."""
     def array(self, name: str) -> npt.NDArray[Any]:
         """View [kv_heads, *shape] of part `name` in memory order; dtype uint8, int8, uint16 (bf16,
         f16 bits), float32. StaleHandleError if the page was reused meanwhile."""

@@ -16,8 +16,11 @@ def open_cache(runtime, scheme, windows=(0, 0), **kw):
     kw.setdefault("budget", 1 << 24)
     sinks, recent = windows
     return _core.Cache(
-        runtime, tiny.layers(scheme, form=kw.pop("form", None)), sink_pages=sinks,
-        recent_pages=recent, **kw
+        runtime,
+        tiny.layers(scheme, form=kw.pop("form", None)),
+        sink_pages=sinks,
+        recent_pages=recent,
+        **kw,
     )
 
 
@@ -161,7 +164,10 @@ def test_long_context_splits_and_merges_the_same(runtime):
         cache = _core.Cache(rt, tiny.layers("k8v4", 1), budget=1 << 25)
         seq = cache.open()
         cache.append(seq, k.ravel(), v.ravel(), n)
-        results += [cache.attend(seq, 0, q, heads, 0.2), cache.attend(seq, 0, q[:1].copy(), heads, 0.2)]
+        results += [
+            cache.attend(seq, 0, q, heads, 0.2),
+            cache.attend(seq, 0, q[:1].copy(), heads, 0.2),
+        ]
     np.testing.assert_array_equal(results[0], results[2])
     np.testing.assert_array_equal(results[1], results[3])
     np.testing.assert_array_equal(results[0][:1], results[1])

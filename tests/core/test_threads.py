@@ -51,9 +51,8 @@ def child(code, seconds=60, **env):
 def run(runtime, ids=None):
     program, cache = small.program(runtime), small.cache(runtime)
     ids = tiny.tokens(150) % 40 if ids is None else ids
-    return small.bits(
-        _core.step(program, cache, [(cache.open(), ids, 0)], logits=True)["logits"][0]
-    )
+    step = _core.step(program, cache, [(cache.open(), ids, 0)], logits=True)
+    return small.bits(step["logits"][0])
 
 
 @pytest.fixture(scope="module")

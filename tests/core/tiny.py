@@ -92,7 +92,14 @@ def program(
             | {"heads": HEADS, "rope": 0, "scale": DIM**-0.5, "q_norm": norm(DIM), "eps": 1e-6}
             | {"k_norm": norm(DIM)}
         )
-        ops.append({"kind": "linear_add", "in": 4, "out": [0], "w": [matrix(weights, fmt, random(HIDDEN, q))]})
+        ops.append(
+            {
+                "kind": "linear_add",
+                "in": 4,
+                "out": [0],
+                "w": [matrix(weights, fmt, random(HIDDEN, q))],
+            }
+        )
         mlp = [(INNER, HIDDEN), (INNER, HIDDEN), (HIDDEN, INNER)]
         ops.append(
             {"kind": "gated_mlp", "in": 0, "out": [0], "norm": norm(HIDDEN), "eps": 1e-5}

@@ -101,7 +101,7 @@ class LLM(Generation):
         if isinstance(model, Shared):
             shared = model
         else:
-            _check_count("threads", 1 if threads is None else threads, 1, 4096)
+            _check_count("threads", 1 if threads is None else threads, 1, 256)
             shared = Shared(model, threads or 0, tokenizer)
         try:
             self._build(shared, schemes, budget, max_rows, context, prefix, progress)

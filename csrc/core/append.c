@@ -1,0 +1,142 @@
+/* append.c: the user's own rows, without a model: append them to every layer, attend over them. The
+ * same reserving, storing, sealing and attention that a step uses. */
+#include <string.h>
+
+#include "csrc/core/cache.h"
+#include "csrc/core/mem.h"
+
+typedef struct {
+    oct_cache *c;
+    oct_part_of_step *part;
+    int layer;
+    float *k, *v; /* private copies: the transform writes in place */
+} store_job;
+
+static void store_rows(void *ctx, size_t lo, size_t hi, int lane)
+{
+    const store_job *j = ctx;
+    const oct_layer *l = &j->c->layer[j->layer];
+    void *scratch = j->c->rt->lanes[lane];
+    oct_rows_store(j->c, j->part, 1, j->layer, OCT_SEGMENT_K, j->k,
+                   (size_t)l->kv_heads * (size_t)l->side[0].width, (int64_t)lo, (int64_t)hi, scratch);
+    oct_rows_store(j->c, j->part, 1, j->layer, OCT_SEGMENT_V, j->v,
+                   (size_t)l->kv_heads * (size_t)l->side[1].width, (int64_t)lo, (int64_t)hi, scratch);
+}
+
+static void append_layers(oct_cache *c, oct_part_of_step *part, const oct_rows_desc *d,
+                          store_job *job, oct_attend_scratch *scratch)
+{
+    const float *k = d->k, *v = d->v, *q = d->q;
+    float *out = d->out;
+    for (int i = 0; i < c->layers; i++) {
+        const oct_layer *l = &c->layer[i];
+        const size_t n = (size_t)d->n, heads = (size_t)d->heads;
+        const size_t dk = (size_t)l->side[0].width, dv = (size_t)l->side[1].width;
+        const size_t kn = n * (size_t)l->kv_heads * dk, vn = n * (size_t)l->kv_heads * dv;
+        memcpy(job->k, k, kn * sizeof *k);
+        memcpy(job->v, v, vn * sizeof *v);
+        job->layer = i;
+        oct_parallel(c->rt->pool, n, 16, store_rows, job);
+        oct_rows_seal(c, part, 1, i);
+        k += kn;
+        v += vn;
+        if (!q) continue;
+        const oct_attend_args args = {
+            .cache = c, .part = part, .parts = 1, .layer = i, .heads = d->heads, .scale = d->scale,
+            .q = q, .ldq = heads * dk, .out = out, .ldo = heads * dv, .rows = d->n,
+            .scratch = scratch,
+        };
+        oct_attend_run(&args);
+        q += n * heads * dk;
+        out += n * heads * dv;
+    }
+}
+
+static oct_status check_heads(const oct_cache *c, const char *operation, int lo, int hi, int heads)
+{
+    for (int i = lo; i < hi; i++)
+        if (heads < 1 || heads > 65536 || heads % c->layer[i].kv_heads)
+            return oct_fail(OCT_E_VALUE, "%s: %d heads are no multiple of layer %d's %d kv_heads",
+                            operation, heads, i, c->layer[i].kv_heads);
+    return OCT_OK;
+}
+
+static oct_status append_taken(oct_cache *c, oct_seq seq, const oct_rows_desc *d)
+{
+    oct_part_of_step part = {.n = (int32_t)d->n};
+    store_job job = {c, &part, 0, NULL, NULL};
+    oct_attend_scratch *scratch = NULL;
+    oct_status status = oct_seq_find_idle(c, "append", seq, &part.seq);
+    if (status) return status;
+    part.start = part.seq->length;
+    job.k = oct_alloc(OCT_TAG_SCRATCH, (size_t)d->n, oct_widest_rows(c, 0) * sizeof(float));
+    job.v = oct_alloc(OCT_TAG_SCRATCH, (size_t)d->n, oct_widest_rows(c, 1) * sizeof(float));
+    if (!job.k || !job.v) status = oct_fail_memory("append", "a copy of the rows");
+    if (!status && d->q)
+        status = oct_attend_fit(&scratch, c, "append", d->n, d->heads, part.start + d->n);
+    if (!status) status = oct_step_reserve(c, "append", &part, 1);
+    if (!status) {
+        oct_pool_enter(c->rt->pool, NULL, NULL);
+        append_layers(c, &part, d, &job, scratch);
+        oct_pool_leave(c->rt->pool);
+        oct_step_commit(c, &part, 1);
+        if (atomic_load(&part.bad))
+            status = oct_fail(OCT_E_NUMERIC, "append: k or v holds a value that is not finite or too "
+                              "large for a page (|x| >= 2^56). Nothing was changed.");
+    }
+    oct_free(job.k);
+    oct_free(job.v);
+    oct_attend_free(scratch);
+    return status;
+}
+
+oct_status oct_cache_append(oct_cache *c, oct_seq seq, const oct_rows_desc *d)
+{
+    if (d->n < 1 || d->n > 1 << 20)
+        return oct_fail(OCT_E_VALUE, "append: %lld rows, legal are 1 to %d", (long long)d->n, 1 << 20);
+    oct_status status = d->q ? check_heads(c, "append", 0, c->layers, d->heads) : OCT_OK;
+    if (!status) status = oct_cache_take(c, "append");
+    if (status) return status;
+    status = append_taken(c, seq, d);
+    oct_cache_drop(c);
+    return status;
+}
+
+static oct_status attend_taken(oct_cache *c, oct_seq seq, int layer, const float *q, int64_t m,
+                               int heads, float scale, float *out)
+{
+    oct_part_of_step part = {.n = (int32_t)m};
+    oct_attend_scratch *scratch = NULL;
+    oct_status status = oct_seq_find_idle(c, "attend", seq, &part.seq);
+    if (status) return status;
+    part.start = part.seq->length;
+    status = oct_attend_fit(&scratch, c, "attend", m, heads, part.start);
+    if (!status) {
+        const oct_layer *l = &c->layer[layer];
+        const oct_attend_args args = {
+            .cache = c, .part = &part, .parts = 1, .layer = layer, .heads = heads, .scale = scale,
+            .after = true, .q = q, .ldq = (size_t)heads * (size_t)l->side[0].width, .out = out,
+            .ldo = (size_t)heads * (size_t)l->side[1].width, .rows = m, .scratch = scratch,
+        };
+        oct_pool_enter(c->rt->pool, NULL, NULL);
+        oct_attend_run(&args);
+        oct_pool_leave(c->rt->pool);
+    }
+    oct_attend_free(scratch);
+    return status;
+}
+
+oct_status oct_cache_attend(oct_cache *c, oct_seq seq, int layer, const float *q, int64_t m, int heads,
+                            float scale, float *out)
+{
+    if (layer < 0 || layer >= c->layers)
+        return oct_fail(OCT_E_VALUE, "attend: layer is %d, the cache has %d", layer, c->layers);
+    if (m < 1 || m > 1 << 16)
+        return oct_fail(OCT_E_VALUE, "attend: %lld queries, legal are 1 to %d", (long long)m, 1 << 16);
+    oct_status status = check_heads(c, "attend", layer, layer + 1, heads);
+    if (!status) status = oct_cache_take(c, "attend");
+    if (status) return status;
+    status = attend_taken(c, seq, layer, q, m, heads, scale, out);
+    oct_cache_drop(c);
+    return status;
+}

@@ -1,0 +1,24 @@
+/* step.h: one step in flight, shared by its phases (step.c) and its ops (ops.c). */
+#ifndef OCT_CORE_STEP_H
+#define OCT_CORE_STEP_H
+
+#include "csrc/core/program.h"
+
+typedef struct {
+    oct_program *p;
+    oct_cache *c;
+    oct_step_args *args;
+    oct_part_of_step *part;
+    int parts;
+    int64_t rows;
+    const oct_op_desc *op; /* the one that runs */
+    int *wanted_part;      /* of each wanted row, then its row in the batch */
+    int64_t *wanted_row;
+    int64_t wanted;
+} oct_step_state;
+
+/* ops.c: every op of the program over the batch, captures included; stops early when cancelled. */
+void oct_ops_run(oct_step_state *);
+bool oct_all_finite(const float *x, size_t n);
+
+#endif
