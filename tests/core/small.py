@@ -6,6 +6,7 @@ matrices, so that nobody else sees the NaN.
 from __future__ import annotations
 
 import contextlib
+import os
 
 import numpy as np
 import tiny
@@ -14,6 +15,7 @@ from octavo import _core
 
 HIDDEN, HEADS, DIM, INNER, VOCAB, POISON = 32, 2, 16, 32, 41, 40
 FAULTS = hasattr(_core, "fault")
+SANITIZED = "OCTAVO_SANITIZER" in os.environ or "san." in os.environ.get("LD_PRELOAD", "")
 
 
 def model(runtime: _core.Runtime, max_rows: int = 512, seed: int = 0):

@@ -8,7 +8,8 @@ import re
 import textwrap
 
 import pytest
-from test_threads import SANITIZED, child
+from small import SANITIZED
+from test_threads import child
 
 pytestmark = pytest.mark.core
 
@@ -50,8 +51,8 @@ POINTS = """
     once = _core.step(program, cache, [(cache.fork(seq), ids[:3], 0)], logits=True)["logits"][0]
     late, slowest, caught = 0, 0.0, 0
     for i in range(COUNT):
-        delay = 0.01 + 0.03 * i
-        took = interrupted(lambda: _core.step(program, cache, [(seq, ids[:-100], 0)]), delay)
+        items = [(seq, ids[:-100], 0)]
+        took = interrupted(lambda: _core.step(program, cache, items), 0.01 + 0.01 * i)
         # A signal after the last poll finds the step done: Python raises once it has returned.
         if took is None or cache.length(seq) == len(ids):
             cache.truncate(seq, 64); cache.release(seq); seq = cache.open()

@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 import small
 import tiny
-from test_threads import SANITIZED, rss
+from small import SANITIZED
+from test_threads import rss
 
 from octavo import _core
 
 pytestmark = pytest.mark.core
 LAYERS, HEADS, DIM = 30, 3, 64  # SmolLM2-135M
-# Bits per code, 16-bit numbers per token of one head (scale; scale and zero), bytes of an open
-# value.
+# Bits per code, 16-bit numbers per token of a head (scale; scale and zero), bytes of an open value.
 FORMATS = {
     "f32": (32, 0, 4),
     "f16": (16, 0, 2),
@@ -88,9 +88,7 @@ def test_published_figures():
 @pytest.mark.parametrize("sinks,recent", [(1, 0), (0, 2), (1, 2), (40, 0)])
 def test_windows_are_in_the_formula(runtime, rows, sinks, recent):
     layers = tiny.layers("int4", LAYERS, kv_heads=HEADS, dim=DIM)
-    cache = _core.Cache(
-        runtime, layers, budget=1 << 30, sink_pages=sinks, recent_pages=recent
-    )
+    cache = _core.Cache(runtime, layers, budget=1 << 30, sink_pages=sinks, recent_pages=recent)
     seq, at = cache.open(), 0
     for tokens in (63, 64, 130, 192, 200, 1000):
         grow(cache, seq, rows, tokens, at)
@@ -192,7 +190,7 @@ def test_needs_and_bytes_for_are_exact(runtime):
 
 
 def test_what_bytes_for_says_is_enough(runtime):
-    """bytes_for(n) takes n tokens one by one; a byte less than its last page does not."""
+    """A budget of bytes_for(n) takes n tokens one by one."""
     for kw in ({}, {"sink_pages": 1, "recent_pages": 1}):
         for tokens in (1, 63, 64, 65, 200, 256):
             budget = small.cache(runtime, "int8", 1 << 20, **kw).bytes_for(tokens)
