@@ -49,11 +49,16 @@ POINTS = """
     _core.step(program, cache, [(seq, ids[:100], 100)])
     before = small.page_bytes(cache, seq)
     once = _core.step(program, cache, [(cache.fork(seq), ids[:3], 0)], logits=True)["logits"][0]
+    start = time.perf_counter()
+    warm = cache.open()
+    _core.step(program, cache, [(warm, ids, 0)])
+    cache.release(warm)
+    whole = time.perf_counter() - start
     late, slowest, caught = 0, 0.0, 0
     for i in range(COUNT):
         items = [(seq, ids[:-100], 0)]
-        took = interrupted(lambda: _core.step(program, cache, items), 0.01 + 0.01 * i)
-        # A signal after the last poll finds the step done: Python raises once it has returned.
+        took = interrupted(lambda: _core.step(program, cache, items), whole * (i + 0.3) / COUNT)
+        # A signal after the last look is raised by Python when the step is over and committed.
         if took is None or cache.length(seq) == len(ids):
             cache.truncate(seq, 64); cache.release(seq); seq = cache.open()
             _core.step(program, cache, [(seq, ids[:100], 100)])
@@ -78,7 +83,7 @@ def script(threads, rows, *parts):
 @pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("model", ["long context", "wide model"])
 def test_interrupt_inside_a_long_prefill(model, threads):
-    setup, rows = (LONG_CONTEXT, 16384) if model == "long context" else (WIDE_MODEL, 2048)
+    setup, rows = (LONG_CONTEXT, 32768) if model == "long context" else (WIDE_MODEL, 4096)
     if SANITIZED:
         rows //= 4
     out = child(script(threads, rows, setup, POINTS.replace("COUNT", "8")), seconds=120)
@@ -105,7 +110,7 @@ def test_interrupt_while_another_thread_has_the_pool():
         cache.check(); other.check()
         print("caught", took is not None)
     """
-    rows = 4096 if SANITIZED else 16384
+    rows = 8192 if SANITIZED else 32768
     child(script(1, rows, LONG_CONTEXT, code), seconds=120)
 
 
@@ -115,7 +120,7 @@ def test_what_a_handler_raises_comes_out():
         def handler(*_): raise Stop("enough")
         signal.signal(signal.SIGALRM, handler)
         seq = cache.open()
-        signal.setitimer(signal.ITIMER_REAL, 0.1)
+        signal.setitimer(signal.ITIMER_REAL, 0.05)
         try:
             _core.step(program, cache, [(seq, ids, 0)], logits=True)
         except Stop as error:
@@ -128,11 +133,11 @@ def test_what_a_handler_raises_comes_out():
         def cache_busy():
             try: cache.length(seq)
             except RuntimeError as error: return type(error).__name__
-        signal.setitimer(signal.ITIMER_REAL, 0.05, 0.05)
+        signal.setitimer(signal.ITIMER_REAL, 0.02, 0.05)
         _core.step(program, cache, [(seq, ids, len(ids))])
         signal.setitimer(signal.ITIMER_REAL, 0)
-        assert hits and set(hits) == {"BusyError"}, hits
+        assert hits.count("BusyError") > 1 and set(hits[:-1]) == {"BusyError"}, hits
         assert cache.length(seq) == len(ids)
     """
-    rows = 4096 if SANITIZED else 16384
+    rows = 8192 if SANITIZED else 32768
     child(script(2, rows, LONG_CONTEXT, code), seconds=120)
