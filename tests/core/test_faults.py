@@ -4,6 +4,8 @@ lanes), the state before is the state after, and the next try gives the bits it 
 Needs a build with OCTAVO_BUILD=faults; `tools/sanitize` makes one.
 """
 
+import gc
+
 import numpy as np
 import pytest
 import small
@@ -153,6 +155,7 @@ FEWER_LANES = {"Runtime", "Runtime.threads"}
 @pytest.mark.parametrize("name", OPERATIONS)
 def test_every_allocation_fails_cleanly(name):
     operation = OPERATIONS[name]
+    gc.collect()
     start = small.live()
     state = State()
     with small.fault(0):
@@ -183,6 +186,7 @@ def test_every_allocation_fails_cleanly(name):
             del state
     assert survived == 0 or name in FEWER_LANES
     assert survived > 0 or name not in FEWER_LANES
+    gc.collect()
     assert small.live() == start
 
 

@@ -105,8 +105,8 @@ def test_interrupt_while_another_thread_has_the_pool():
         alive = worker.is_alive()
         worker.join()
         assert good == [[True]] and other.length(long) == len(ids)
-        if took is not None:
-            assert alive and took < 2 and cache.length(seq) == 0
+        if cache.length(seq) == 0:  # else it had its turn before the signal came
+            assert took is not None and took < 2 and alive
         cache.check(); other.check()
         print("caught", took is not None)
     """

@@ -25,6 +25,7 @@ from octavo.errors import BusyError, UnsupportedError
 pytestmark = pytest.mark.core
 HERE = Path(__file__).parent
 TSAN = os.environ.get("TSAN_OPTIONS", "")
+TSAN_LIBRARY = os.environ.get("LD_PRELOAD", "")
 
 
 def child(code, seconds=60, **env):
@@ -311,6 +312,7 @@ def test_octavo_isa_refuses_what_it_does_not_know(bad):
 # ---- processes ----------------------------------------------------------------------------------
 
 
+@pytest.mark.skipif("tsan" in TSAN_LIBRARY, reason="TSan loses threads that a child starts")
 def test_a_forked_child_can_step():
     """With workers asleep, spinning, and while another thread of the parent is inside a step."""
     child("""
