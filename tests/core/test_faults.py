@@ -190,21 +190,32 @@ def test_every_allocation_fails_cleanly(name):
     assert small.live() == start
 
 
-def test_a_failed_allocation_evicts_nothing():
+@pytest.mark.parametrize("idle", [3, 62])  # 62: the index, too, has to grow for the step
+def test_a_failed_allocation_evicts_nothing(idle):
     """Growing the tables comes before eviction, so idle pages survive a call that fails."""
     runtime = _core.Runtime(1)
     program = small.program(runtime)
-    page = small.cache(runtime, "int8").ledger()["page_bytes"]
-    for n in range(1, 20):
-        cache = small.cache(runtime, "int8", 12 * page)
+    text, ids = tiny.tokens(64 * idle) % 40, tiny.tokens(200, 7) % 40
+    cache = small.cache(runtime, "int8")
+    seq = cache.open()
+    _core.step(program, cache, [(cache.open(), tiny.tokens(263) % 40, 263)])  # its scratch is grown
+    before = cache.ledger()["open"]
+    _core.step(program, cache, [(seq, ids[:63], 63)])
+    ledger = cache.ledger()
+    # Room for the step if one idle page goes.
+    budget = (
+        ledger["open"] - before + cache.needs([seq], [200])[0] + (idle - 1) * ledger["page_bytes"]
+    )
+    for n in range(1, 30):
+        cache = small.cache(runtime, "int8", budget)
         seq = cache.open()
-        _core.step(program, cache, [(seq, tiny.tokens(200) % 40, 200)])
+        for at in range(0, len(text), 64):
+            _core.step(program, cache, [(seq, text[at : at + 64], 64)])
         cache.release(seq)
         seq = cache.open()
         _core.step(program, cache, [(seq, tiny.tokens(63, 5) % 40, 63)])
         before = small.digest(cache, [seq])
-        assert before[1]["cached_pages"] == 3
-        ids = tiny.tokens(200, 7) % 40
+        assert before[1]["cached_pages"] == idle
         try:
             with small.fault(n, "from"):
                 _core.step(program, cache, [(seq, ids, 200)])
@@ -214,7 +225,7 @@ def test_a_failed_allocation_evicts_nothing():
             cache.check()
         else:
             assert n > 3
-            assert cache.ledger()["cached_pages"] < 3  # it needed the room
+            assert cache.ledger()["cached_pages"] == idle - 1
             return
     pytest.fail("the step never fitted")
 

@@ -69,6 +69,26 @@ def test_equal_pages_at_other_places_are_not_equal(runtime, program):
     assert hit(cache, np.concatenate([block, block, block])) == 64
 
 
+def test_a_shared_bucket_is_not_a_hit(runtime, program):
+    """A hundred and fifty histories that go on with the same 64 tokens: whatever their hashes, each
+    finds its own second page."""
+    cache = small.cache(runtime, budget=1 << 24)
+    same, last = ids(64, 999), ids(1)
+    for salt in range(2):
+        seqs = [cache.open() for _ in range(150)]
+        for i, seq in enumerate(seqs):
+            assert cache.match(seq, ids(65, i), salt) == 0
+            feed(program, cache, np.concatenate([ids(64, i), same]), seq)
+        for i, seq in enumerate(seqs):
+            found = cache.open()
+            assert cache.match(found, np.concatenate([ids(64, i), same, last]), salt) == 128
+            for index in range(2):
+                own = cache.page(seq, 0, index, "k").page
+                assert cache.page(found, 0, index, "k").page == own
+            cache.release(found)
+    cache.check()
+
+
 def test_salts_do_not_see_each_other(runtime, program):
     cache = small.cache(runtime)
     text = ids(200)
