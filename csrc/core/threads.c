@@ -233,36 +233,36 @@ int oct_pool_threads(const oct_pool *p)
 }
 
 /* Takes the lock. A call that may be cancelled looks at its signals meanwhile, since the step that it
- * waits for may be long; true if they say cancel. */
+ * waits for may be long; false, without the lock, if they say cancel. */
 static bool wait_for_turn(oct_pool *p, int (*poll)(void *), void *poll_arg)
 {
-    bool cancelled = false;
     if (!poll) {
         pthread_mutex_lock(&p->owner);
-        return false;
+        return true;
     }
     for (int64_t polled = now_ns(); pthread_mutex_trylock(&p->owner);) {
         const struct timespec nap = {0, 200000};
         nanosleep(&nap, NULL);
-        if (cancelled || now_ns() - polled < POLL_NS) continue;
-        cancelled = poll(poll_arg) != 0;
+        if (now_ns() - polled < POLL_NS) continue;
+        if (poll(poll_arg)) return false;
         polled = now_ns();
     }
-    return cancelled;
+    return true;
 }
 
-void oct_pool_enter(oct_pool *p, int (*poll)(void *), void *poll_arg)
+bool oct_pool_enter(oct_pool *p, int (*poll)(void *), void *poll_arg)
 {
     if (p->pid != getpid()) { /* forked: the workers and whoever held the locks are gone */
         oct_mem_note(OCT_TAG_THREADS, 0, -p->started);
         init_fresh(p);
     }
-    const bool cancelled = wait_for_turn(p, poll, poll_arg);
-    atomic_store(&p->cancel, cancelled);
+    if (!wait_for_turn(p, poll, poll_arg)) return false;
+    atomic_store(&p->cancel, false);
     p->poll = poll;
     p->poll_arg = poll_arg;
     p->polled_ns = now_ns();
     p->host_fp = oct_fp_enter();
+    return true;
 }
 
 bool oct_pool_cancelled(const oct_pool *p)

@@ -102,10 +102,11 @@ def test_interrupt_while_another_thread_has_the_pool():
         def work(): good.append(_core.step(second, other, [(long, ids, len(ids))])["ok"])
         worker = threading.Thread(target=work); worker.start(); time.sleep(0.05)
         took = interrupted(lambda: _core.step(program, cache, [(seq, ids[:1], 0)]), 0.05)
+        alive = worker.is_alive()
         worker.join()
         assert good == [[True]] and other.length(long) == len(ids)
         if cache.length(seq) == 0:  # else it had its turn before the signal came
-            assert took is not None and took < 2
+            assert took < 0.3 or (alive and took < 2)  # it did not wait for the other's end
         cache.check(); other.check()
         print("caught", took is not None)
     """
