@@ -5,11 +5,17 @@ Importing from here is never needed: pytest puts this folder on the path, so tes
 """
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
+
+# A shell starts background jobs with SIGINT ignored, and Python then installs no handler. The tests
+# of Ctrl-C (and their children, who inherit it) need the one that a user at a terminal has.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
