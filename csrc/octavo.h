@@ -23,11 +23,17 @@ typedef enum {
     OCT_E_PINNED,      /* views hold the page */
     OCT_E_NUMERIC,     /* non-finite rows or logits */
     OCT_E_UNSUPPORTED, /* no kernel for this combination */
-    OCT_E_CANCELLED,   /* poll asked to stop */
+    OCT_E_CANCELLED,   /* an oct_poll asked to stop */
     OCT_STATUS_COUNT
 } oct_status;
 
 const char *oct_error_text(void); /* of this thread; never NULL */
+/* A slow call asks `ask` on its own thread every 30 ms or so, also while it waits for the pool of
+ * threads; nonzero ends the call with OCT_E_CANCELLED and nothing changed. NULL: it goes on. */
+typedef struct {
+    int (*ask)(void *);
+    void *arg;
+} oct_poll;
 /* After OCT_E_PAGES on this thread: bytes needed, free and evictable. */
 void oct_pages_short(size_t *needed, size_t *available, size_t *evictable);
 
@@ -39,6 +45,7 @@ int oct_default_threads(void); /* min(affinity, floor(cgroup quota), physical co
  * OCT_E_UNSUPPORTED. */
 oct_status oct_runtime_open(oct_runtime **out, int threads, const char *isa);
 void oct_runtime_close(oct_runtime **);
+/* Between slow calls, not during one. */
 oct_status oct_runtime_set_threads(oct_runtime *, int threads);
 int oct_runtime_threads(const oct_runtime *);
 const char *oct_runtime_isa(const oct_runtime *);
@@ -131,7 +138,7 @@ oct_status oct_seq_length(oct_cache *, oct_seq, int64_t *tokens);
 /* Same history, sealed pages shared, open rows copied. */
 oct_status oct_seq_fork(oct_cache *, oct_seq, oct_seq *out);
 /* The same history re-encoded in another cache of the same shapes. [slow] */
-oct_status oct_seq_reencode(oct_cache *, oct_seq, oct_cache *into, oct_seq *out);
+oct_status oct_seq_reencode(oct_cache *, oct_seq, oct_cache *into, oct_poll, oct_seq *out);
 /* Forget tokens at and past n. *kept <= n tokens are left: the rest must be fed again, because
  * their open rows are gone (or n itself where they are not). */
 oct_status oct_seq_truncate(oct_cache *, oct_seq, int64_t n, int64_t *kept);
@@ -189,21 +196,22 @@ oct_status oct_page_edit(oct_cache *, oct_seq, int layer, int64_t index, oct_seg
                          oct_page_info *out);
 void oct_page_edit_end(oct_cache *, uint64_t page);
 
-/* [slow] Append n tokens' rows (float32, model basis) to every layer: k [layers][n][kv_heads]
- * [k_width], v alike; layers of different shapes follow each other without padding. With q
- * [layers][n][heads][k_width], also attend causally: out [layers][n][heads][v_width]. q is
- * multiplied by scale. */
+/* n tokens' rows, float32, in the model's basis. q is multiplied by scale. */
 typedef struct {
     const float *k, *v, *q;
     int64_t n;
-    int heads;
+    int heads; /* of q */
     float scale;
     float *out;
+    oct_poll poll;
 } oct_rows_desc;
+/* [slow] Append k [layers][n][kv_heads][k_width] and v alike to every layer; layers of different
+ * shapes follow each other without padding. With q [layers][n][heads][k_width], also attend
+ * causally: out [layers][n][heads][v_width]. */
 oct_status oct_cache_append(oct_cache *, oct_seq, const oct_rows_desc *);
-/* [slow] m queries [m][heads][k_width] that stand just after the last token of the sequence. */
-oct_status oct_cache_attend(oct_cache *, oct_seq, int layer, const float *q, int64_t m, int heads,
-                            float scale, float *out);
+/* [slow] n queries q [n][heads][k_width] that stand just after the last token of the sequence attend
+ * in one layer: out [n][heads][v_width]. k and v are not read. */
+oct_status oct_cache_attend(oct_cache *, oct_seq, int layer, const oct_rows_desc *);
 
 /* ---- Program: a flat list of semantic ops over float32 row buffers ---------------------------- */
 typedef enum {
@@ -278,8 +286,7 @@ typedef struct {
     const oct_capture *captures;
     int n_captures;
     bool quiet;    /* capture, edited models: do not feed the prefix index */
-    int (*poll)(void *); /* called on this thread every 20 to 50 ms; nonzero cancels; may be NULL */
-    void *poll_arg;
+    oct_poll poll;
 } oct_step_args;
 
 /* [slow] One pass of the whole model over a ragged batch: any mix of prefill chunks and single rows,

@@ -28,7 +28,7 @@ static void append_layers(oct_cache *c, oct_part_of_step *part, const oct_rows_d
 {
     const float *k = d->k, *v = d->v, *q = d->q;
     float *out = d->out;
-    for (int i = 0; i < c->layers; i++) {
+    for (int i = 0; i < c->layers && !oct_pool_cancelled(c->rt->pool); i++) {
         const oct_layer *l = &c->layer[i];
         const size_t n = (size_t)d->n, heads = (size_t)d->heads;
         const size_t dk = (size_t)l->side[0].width, dv = (size_t)l->side[1].width;
@@ -50,6 +50,25 @@ static void append_layers(oct_cache *c, oct_part_of_step *part, const oct_rows_d
         q += n * heads * dk;
         out += n * heads * dv;
     }
+}
+
+static oct_status run_reserved(oct_cache *c, oct_part_of_step *part, const oct_rows_desc *d,
+                               store_job *job, oct_attend_scratch *scratch)
+{
+    bool cancelled = !oct_pool_enter(c->rt->pool, d->poll);
+    if (!cancelled) {
+        append_layers(c, part, d, job, scratch);
+        cancelled = oct_pool_cancelled(c->rt->pool);
+        oct_pool_leave(c->rt->pool);
+    }
+    if (cancelled) {
+        oct_step_rollback(c, part, 1);
+        return oct_fail(OCT_E_CANCELLED, "append: cancelled. Nothing was changed.");
+    }
+    oct_step_commit(c, part, 1);
+    if (!atomic_load(&part->bad)) return OCT_OK;
+    return oct_fail(OCT_E_NUMERIC, "append: k or v holds a value that is not finite or too large for a "
+                    "page (|x| >= 2^56). Nothing was changed.");
 }
 
 static oct_status check_heads(const oct_cache *c, const char *operation, int lo, int hi, int heads)
@@ -75,15 +94,7 @@ static oct_status append_taken(oct_cache *c, oct_seq seq, const oct_rows_desc *d
     if (!status && d->q)
         status = oct_attend_fit(&scratch, c, "append", d->n, d->heads, part.start + d->n);
     if (!status) status = oct_step_reserve(c, "append", &part, 1);
-    if (!status) {
-        oct_pool_enter(c->rt->pool, NULL, NULL);
-        append_layers(c, &part, d, &job, scratch);
-        oct_pool_leave(c->rt->pool);
-        oct_step_commit(c, &part, 1);
-        if (atomic_load(&part.bad))
-            status = oct_fail(OCT_E_NUMERIC, "append: k or v holds a value that is not finite or too "
-                              "large for a page (|x| >= 2^56). Nothing was changed.");
-    }
+    if (!status) status = run_reserved(c, &part, d, &job, scratch);
     oct_free(job.k);
     oct_free(job.v);
     oct_attend_free(scratch);
@@ -102,41 +113,46 @@ oct_status oct_cache_append(oct_cache *c, oct_seq seq, const oct_rows_desc *d)
     return status;
 }
 
-static oct_status attend_taken(oct_cache *c, oct_seq seq, int layer, const float *q, int64_t m,
-                               int heads, float scale, float *out)
+static oct_status attend_taken(oct_cache *c, oct_seq seq, int layer, const oct_rows_desc *d)
 {
-    oct_part_of_step part = {.n = (int32_t)m};
+    oct_part_of_step part = {.n = (int32_t)d->n};
     oct_attend_scratch *scratch = NULL;
     oct_status status = oct_seq_find_idle(c, "attend", seq, &part.seq);
     if (status) return status;
     part.start = part.seq->length;
-    status = oct_attend_fit(&scratch, c, "attend", m, heads, part.start);
+    status = oct_attend_fit(&scratch, c, "attend", d->n, d->heads, part.start);
     if (!status) {
         const oct_layer *l = &c->layer[layer];
+        const size_t heads = (size_t)d->heads;
         const oct_attend_args args = {
-            .cache = c, .part = &part, .parts = 1, .layer = layer, .heads = heads, .scale = scale,
-            .after = true, .q = q, .ldq = (size_t)heads * (size_t)l->side[0].width, .out = out,
-            .ldo = (size_t)heads * (size_t)l->side[1].width, .rows = m, .scratch = scratch,
+            .cache = c, .part = &part, .parts = 1, .layer = layer, .heads = d->heads,
+            .scale = d->scale, .after = true, .q = d->q, .ldq = heads * (size_t)l->side[0].width,
+            .out = d->out, .ldo = heads * (size_t)l->side[1].width, .rows = d->n,
+            .scratch = scratch,
         };
-        oct_pool_enter(c->rt->pool, NULL, NULL);
-        oct_attend_run(&args);
-        oct_pool_leave(c->rt->pool);
+        bool cancelled = !oct_pool_enter(c->rt->pool, d->poll);
+        if (!cancelled) {
+            oct_attend_run(&args);
+            cancelled = oct_pool_cancelled(c->rt->pool);
+            oct_pool_leave(c->rt->pool);
+        }
+        if (cancelled) status = oct_fail(OCT_E_CANCELLED, "attend: cancelled");
     }
     oct_attend_free(scratch);
     return status;
 }
 
-oct_status oct_cache_attend(oct_cache *c, oct_seq seq, int layer, const float *q, int64_t m, int heads,
-                            float scale, float *out)
+oct_status oct_cache_attend(oct_cache *c, oct_seq seq, int layer, const oct_rows_desc *d)
 {
     if (layer < 0 || layer >= c->layers)
         return oct_fail(OCT_E_VALUE, "attend: layer is %d, the cache has %d", layer, c->layers);
-    if (m < 1 || m > 1 << 16)
-        return oct_fail(OCT_E_VALUE, "attend: %lld queries, legal are 1 to %d", (long long)m, 1 << 16);
-    oct_status status = check_heads(c, "attend", layer, layer + 1, heads);
+    if (d->n < 1 || d->n > 1 << 16)
+        return oct_fail(OCT_E_VALUE, "attend: %lld queries, legal are 1 to %d", (long long)d->n,
+                        1 << 16);
+    oct_status status = check_heads(c, "attend", layer, layer + 1, d->heads);
     if (!status) status = oct_cache_take(c, "attend");
     if (status) return status;
-    status = attend_taken(c, seq, layer, q, m, heads, scale, out);
+    status = attend_taken(c, seq, layer, d);
     oct_cache_drop(c);
     return status;
 }

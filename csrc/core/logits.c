@@ -31,7 +31,7 @@ oct_status oct_logits_kl(oct_runtime *rt, const float *base, const float *other,
     const oct_status status = shape_ok("kl", m, n);
     if (status) return status;
     kl_job job = {&rt->kernels, {base, other, (size_t)n, (int)n, kl}};
-    oct_pool_enter(rt->pool, NULL, NULL);
+    oct_pool_enter(rt->pool, (oct_poll){0});
     oct_parallel(rt->pool, (size_t)m, 1, kl_rows, &job);
     oct_pool_leave(rt->pool);
     return OCT_OK;

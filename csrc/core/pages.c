@@ -254,14 +254,22 @@ static oct_status same_shape(const oct_cache *a, const oct_cache *b)
                                     "widths, or in runtime");
 }
 
-/* Page `index` of `from`, layer by layer: decode, undo the source's transform, round to the target's
- * row type, transform, store. The rounding happens twice (before and after the transform), so that
- * a bf16 history gives the bytes that running in the target's scheme gives. */
-static void feed_page(oct_cache *from, const place *page, oct_part_of_step *part, oct_cache *to,
-                      int layer, int64_t index, float *rows, float *heads, void *lane)
+typedef struct {
+    oct_cache *from, *to;
+    const place *page;
+    oct_part_of_step *part; /* of `to` */
+    float *scratch;         /* [threads][2][most] */
+    size_t most;            /* values of one layer's page */
+} feed_job;
+
+/* One layer of a page: decode, undo the source's transform, round to the target's row type,
+ * transform, store. The rounding happens twice (before and after the transform), so that a bf16
+ * history gives the bytes that running in the target's scheme gives. */
+static void feed_layer(const feed_job *j, int layer, float *rows, float *heads, void *lane)
 {
+    oct_cache *from = j->from, *to = j->to;
     for (int side = 0; side < 2; side++) {
-        place at = *page;
+        place at = *j->page;
         at.l = &from->layer[layer];
         at.s = &at.l->side[side];
         at.layer = layer;
@@ -276,59 +284,91 @@ static void feed_page(oct_cache *from, const place *page, oct_part_of_step *part
                 for (size_t ch = 0; s->open_type == OCT_BF16 && ch < d; ch++)
                     row[ch] = oct_bf16_to_f32(oct_f32_to_bf16(row[ch]));
             }
-        oct_part_of_step one = {.seq = part->seq, .n = at.tokens, .start = index * P};
-        oct_rows_store(to, &one, 1, layer, side, rows, n * d, 0, at.tokens, lane);
-        if (atomic_load(&one.bad)) atomic_store(&part->bad, true);
+        oct_rows_store(to, j->part, 1, layer, side, rows, n * d, 0, at.tokens, lane);
     }
 }
 
-static oct_status reencode_taken(oct_cache *from, oct_sequence *src, oct_cache *to, oct_seq handle)
+static void feed_layers(void *ctx, size_t lo, size_t hi, int lane)
 {
-    oct_part_of_step part = {.n = (int32_t)src->length};
-    oct_status status = oct_seq_find(to, "reencode", handle, &part.seq);
-    if (status || src->length == 0) return status;
-    const size_t keys = oct_widest_rows(from, OCT_SEGMENT_K);
-    const size_t values = oct_widest_rows(from, OCT_SEGMENT_V), most = P * (keys > values ? keys : values);
-    float *rows = oct_alloc(OCT_TAG_SCRATCH, 2 * most, sizeof *rows);
-    void *lane = oct_alloc(OCT_TAG_SCRATCH, 1, OCT_LANE_BYTES);
-    if (!rows || !lane) status = oct_fail_memory("reencode", "its scratch");
-    /* Page by page, so that the open rows of one page are all that is held beside the result. */
-    for (int64_t at = 0; !status && at < src->length; at += part.n) {
-        part.start = at;
-        part.n = (int32_t)(src->length - at < P ? src->length - at : P);
-        atomic_store(&part.bad, false);
-        status = oct_step_reserve(to, "reencode", &part, 1);
-        if (status) break;
-        const place page = {src, NULL, NULL, &src->table[at / P], 0, 0, part.n,
-                            src->table[at / P].page >= 0};
-        for (int l = 0; l < from->layers; l++)
-            feed_page(from, &page, &part, to, l, at / P, rows, rows + most, lane);
-        for (int l = 0; l < to->layers; l++) oct_rows_seal(to, &part, 1, l);
-        oct_step_commit(to, &part, 1);
-        if (atomic_load(&part.bad))
-            status = oct_fail(OCT_E_NUMERIC, "reencode: a row is too large for the target's format");
+    const feed_job *j = ctx;
+    float *own = j->scratch + 2 * j->most * (size_t)lane;
+    for (size_t l = lo; l < hi; l++)
+        feed_layer(j, (int)l, own, own + j->most, j->to->rt->lanes[lane]);
+}
+
+/* The most that feeding page by page holds at any time, in one piece, so that a refusal comes before
+ * the first page: the sealed pages of the end, the pages that stay open, and one more. */
+static oct_status reserve_whole(oct_cache *to, int64_t length)
+{
+    const int64_t sealed = oct_sealed_end(to, length) - to->sinks;
+    const int64_t open = length / P - sealed + 1;
+    if (sealed > 0)
+        return oct_pool_reserve(to, "reencode", (size_t)sealed, (size_t)open, (size_t)open * UNITS);
+    return oct_pool_reserve(to, "reencode", 0, (size_t)((length + P - 1) / P),
+                            (size_t)((length + OCT_UNIT_TOKENS - 1) / OCT_UNIT_TOKENS));
+}
+
+/* Page by page, so that the open rows of one page are all that is held beside the result. */
+static oct_status reencode_pages(oct_sequence *src, feed_job *j)
+{
+    oct_cache *to = j->to;
+    oct_part_of_step *part = j->part;
+    oct_status status = reserve_whole(to, src->length);
+    for (int64_t at = 0; !status && at < src->length; at += part->n) {
+        part->start = at;
+        part->n = (int32_t)(src->length - at < P ? src->length - at : P);
+        if ((status = oct_step_reserve(to, "reencode", part, 1))) break;
+        const oct_entry *entry = &src->table[at / P];
+        const place page = {src, NULL, NULL, entry, 0, 0, part->n, entry->page >= 0};
+        j->page = &page;
+        oct_parallel(to->rt->pool, (size_t)to->layers, 1, feed_layers, j);
+        for (int l = 0; l < to->layers; l++) oct_rows_seal(to, part, 1, l);
+        if (oct_pool_cancelled(to->rt->pool)) {
+            oct_step_rollback(to, part, 1);
+            return oct_fail(OCT_E_CANCELLED, "reencode: cancelled. Nothing was changed.");
+        }
+        oct_step_commit(to, part, 1);
+        if (atomic_load(&part->bad))
+            return oct_fail(OCT_E_NUMERIC, "reencode: a row is too large for the target's format");
     }
-    oct_free(rows);
-    oct_free(lane);
     return status;
 }
 
-static oct_status reencode_both(oct_cache *from, oct_seq seq, oct_cache *to, oct_seq *out)
+static oct_status reencode_taken(oct_cache *from, oct_sequence *src, oct_cache *to, oct_poll poll,
+                                 oct_seq handle)
+{
+    oct_part_of_step part = {0};
+    const size_t keys = oct_widest_rows(from, OCT_SEGMENT_K);
+    const size_t values = oct_widest_rows(from, OCT_SEGMENT_V);
+    feed_job job = {from, to, NULL, &part, NULL, P * (keys > values ? keys : values)};
+    oct_status status = oct_seq_find(to, "reencode", handle, &part.seq);
+    if (status) return status;
+    if (!oct_pool_enter(to->rt->pool, poll))
+        return oct_fail(OCT_E_CANCELLED, "reencode: cancelled. Nothing was changed.");
+    const size_t lanes = (size_t)oct_pool_threads(to->rt->pool);
+    job.scratch = oct_alloc(OCT_TAG_SCRATCH, 2 * lanes * job.most, sizeof *job.scratch);
+    status = job.scratch ? reencode_pages(src, &job) : oct_fail_memory("reencode", "its scratch");
+    oct_free(job.scratch);
+    oct_pool_leave(to->rt->pool);
+    return status;
+}
+
+static oct_status reencode_both(oct_cache *from, oct_seq seq, oct_cache *to, oct_poll poll,
+                                oct_seq *out)
 {
     oct_sequence *src = NULL, *made = NULL;
     oct_seq handle = 0;
     oct_status status = oct_seq_find_idle(from, "reencode", seq, &src);
     if (!status) status = oct_seq_make(to, "reencode", &handle);
     if (status) return status;
-    oct_pool_enter(to->rt->pool, NULL, NULL);
-    status = reencode_taken(from, src, to, handle);
-    oct_pool_leave(to->rt->pool);
+    status = reencode_taken(from, src, to, poll, handle);
     if (!status) *out = handle;
     else if (!oct_seq_find(to, "reencode", handle, &made)) oct_seq_discard(to, made);
     return status;
 }
 
-oct_status oct_seq_reencode(oct_cache *from, oct_seq seq, oct_cache *to, oct_seq *out)
+oct_status oct_seq_reencode(oct_cache *from, oct_seq seq, oct_cache *to, oct_poll poll,
+                            oct_seq *out)
 {
     *out = 0;
     if (from == to) return oct_fail(OCT_E_VALUE, "reencode: both caches are the same; use fork");
@@ -337,7 +377,7 @@ oct_status oct_seq_reencode(oct_cache *from, oct_seq seq, oct_cache *to, oct_seq
     if (status) return status;
     status = oct_cache_take(to, "reencode");
     if (!status) {
-        status = reencode_both(from, seq, to, out);
+        status = reencode_both(from, seq, to, poll, out);
         oct_cache_drop(to);
     }
     oct_cache_drop(from);

@@ -155,7 +155,7 @@ oct_status oct_runtime_set_threads(oct_runtime *rt, int threads)
     if (status) return status;
     void **lanes = alloc_lanes(threads);
     if (!lanes) return oct_fail_memory("runtime", "the lanes' scratch");
-    oct_pool_enter(rt->pool, NULL, NULL); /* waits for a step that is running */
+    oct_pool_enter(rt->pool, (oct_poll){0}); /* waits for a step that is running */
     oct_pool_resize(rt->pool, threads);
     free_lanes(rt->lanes, rt->threads);
     rt->lanes = lanes;

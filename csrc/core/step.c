@@ -112,7 +112,7 @@ static oct_status run_reserved(step *s)
 {
     oct_pool *pool = s->c->rt->pool;
     list_wanted(s);
-    bool cancelled = !oct_pool_enter(pool, s->args->poll, s->args->poll_arg);
+    bool cancelled = !oct_pool_enter(pool, s->args->poll);
     if (!cancelled) {
         oct_ops_run(s);
         cancelled = oct_pool_cancelled(pool);

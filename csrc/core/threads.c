@@ -64,8 +64,7 @@ struct oct_pool {
     pthread_cond_t wake;
     pid_t pid;
 
-    int (*poll)(void *); /* of the step that owns the pool */
-    void *poll_arg;
+    oct_poll poll; /* of the call that owns the pool */
     int64_t polled_ns;
     oct_fp_word host_fp;
 };
@@ -85,9 +84,10 @@ static void claim(oct_pool *p, int lane)
         if (lo >= p->n) return;
         const size_t hi = p->n - lo < p->grain ? p->n : lo + p->grain;
         p->fn(p->ctx, lo, hi, lane);
-        if (lane == 0 && p->poll && oct_cancel_due()) atomic_store(&p->cancel, true);
-        if (lane == 0 && p->poll && now_ns() - p->polled_ns > POLL_NS) {
-            if (p->poll(p->poll_arg)) atomic_store(&p->cancel, true);
+        if (lane != 0 || !p->poll.ask) continue;
+        if (oct_cancel_due()) atomic_store(&p->cancel, true);
+        if (now_ns() - p->polled_ns > POLL_NS) {
+            if (p->poll.ask(p->poll.arg)) atomic_store(&p->cancel, true);
             p->polled_ns = now_ns();
         }
     }
@@ -234,9 +234,9 @@ int oct_pool_threads(const oct_pool *p)
 
 /* Takes the lock. A call that may be cancelled looks at its signals meanwhile, since the step that it
  * waits for may be long; false, without the lock, if they say cancel. */
-static bool wait_for_turn(oct_pool *p, int (*poll)(void *), void *poll_arg)
+static bool wait_for_turn(oct_pool *p, oct_poll poll)
 {
-    if (!poll) {
+    if (!poll.ask) {
         pthread_mutex_lock(&p->owner);
         return true;
     }
@@ -244,22 +244,21 @@ static bool wait_for_turn(oct_pool *p, int (*poll)(void *), void *poll_arg)
         const struct timespec nap = {0, 200000};
         nanosleep(&nap, NULL);
         if (now_ns() - polled < POLL_NS) continue;
-        if (poll(poll_arg)) return false;
+        if (poll.ask(poll.arg)) return false;
         polled = now_ns();
     }
     return true;
 }
 
-bool oct_pool_enter(oct_pool *p, int (*poll)(void *), void *poll_arg)
+bool oct_pool_enter(oct_pool *p, oct_poll poll)
 {
     if (p->pid != getpid()) { /* forked: the workers and whoever held the locks are gone */
         oct_mem_note(OCT_TAG_THREADS, 0, -p->started);
         init_fresh(p);
     }
-    if (!wait_for_turn(p, poll, poll_arg)) return false;
+    if (!wait_for_turn(p, poll)) return false;
     atomic_store(&p->cancel, false);
     p->poll = poll;
-    p->poll_arg = poll_arg;
     p->polled_ns = now_ns();
     p->host_fp = oct_fp_enter();
     return true;
@@ -273,7 +272,7 @@ bool oct_pool_cancelled(const oct_pool *p)
 void oct_pool_leave(oct_pool *p)
 {
     oct_fp_leave(p->host_fp);
-    p->poll = NULL;
+    p->poll = (oct_poll){0};
     pthread_mutex_unlock(&p->owner);
 }
 

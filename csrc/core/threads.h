@@ -23,10 +23,9 @@ int oct_pool_threads(const oct_pool *);
 /* Between enter and leave only. */
 void oct_pool_resize(oct_pool *, int threads);
 
-/* Waits for the pool. poll (may be NULL) is called on this thread every 30 ms or so, and nonzero
- * cancels: while it waits, enter returns false and there is nothing to leave; then the remaining
- * tasks of every loop are skipped until leave. */
-bool oct_pool_enter(oct_pool *, int (*poll)(void *), void *poll_arg);
+/* Waits for the pool. If the poll cancels while it waits, enter returns false and there is nothing
+ * to leave; later, the remaining tasks of every loop are skipped until leave. */
+bool oct_pool_enter(oct_pool *, oct_poll);
 bool oct_pool_cancelled(const oct_pool *);
 void oct_pool_leave(oct_pool *);
 

@@ -175,7 +175,7 @@ oct_status oct_weights_add_matrix(oct_weights *w, const oct_matrix_desc *d, int 
         return oct_fail_memory("matrix", "the packed weights");
     }
     pack_job job = {k, {data, (int)d->n, (int)d->k, scale, &src}};
-    oct_pool_enter(w->rt->pool, NULL, NULL);
+    oct_pool_enter(w->rt->pool, (oct_poll){0});
     oct_parallel(w->rt->pool, blocks, blocks / 64 + 1, pack_blocks, &job);
     oct_pool_leave(w->rt->pool);
     table[w->matrices] =
@@ -367,7 +367,7 @@ oct_status oct_linear(oct_weights *w, int id, const char *act_name, const float 
     rows.act = (oct_act)act;
     rows.x = x;
     rows.ldx = (size_t)s->m.k;
-    oct_pool_enter(w->rt->pool, NULL, NULL);
+    oct_pool_enter(w->rt->pool, (oct_poll){0});
     quantize_job job = {w->rt, {&rows, NULL}, 0};
     if (act != OCT_A32) oct_parallel(w->rt->pool, (size_t)m, 16, quantize_rows, &job);
     if (atomic_load(&job.bad)) {

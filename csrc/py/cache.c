@@ -4,15 +4,6 @@
 
 #include "csrc/py/cache_doc.h"
 
-bool
-oct_cache_idle(const oct_py_cache *cache, const char *where)
-{
-    if (!cache->edits) return true;
-    PyErr_Format(oct_state_of((void *)cache)->busy,
-                 "%s: a page of the cache is under edit; close that page first", where);
-    return false;
-}
-
 /* ---- Opening --------------------------------------------------------------------------------- */
 
 static bool
@@ -151,7 +142,11 @@ cache_close(oct_py_cache *self, PyObject *ignored)
     (void)ignored;
     const oct_state *state = oct_state_of(self);
     if (oct_gate_closed(&self->gate)) Py_RETURN_NONE;
-    if (!oct_cache_idle(self, "Cache.close")) return NULL;
+    if (self->edits) {
+        PyErr_SetString(state->busy,
+                        "Cache.close: a page of the cache is under edit; close that page first");
+        return NULL;
+    }
     if (!oct_gate_alone(&self->gate, state, "Cache.close")) return NULL;
     const oct_status status = release(self);
     if (status) {

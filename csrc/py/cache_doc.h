@@ -64,7 +64,8 @@ PyDoc_STRVAR(page_doc,
 "The Page at block index of a sequence's table; segment is 'k' or 'v'.");
 PyDoc_STRVAR(edit_doc,
 "edit($self, seq, layer, index, segment)\n--\n\n"
-"A writable Page, copied first if it was shared; exclusive until its close().");
+"A writable Page, copied first if it was shared. Until its close(), calls that change, attend to or\n"
+"copy the sequence raise BusyError; other sequences go on.");
 PyDoc_STRVAR(close_doc,
 "close($self)\n--\n\n"
 "Free the pages. BufferError while views hold one, BusyError while a call is inside; then nothing\n"

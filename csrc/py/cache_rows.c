@@ -56,7 +56,7 @@ read_rows(const oct_py_cache *self, PyObject *const *from, oct_rows_desc *rows, 
 static bool
 enter_both(oct_py_cache *self, const char *where)
 {
-    if (!oct_cache_idle(self, where) || !oct_cache_enter(self, where)) return false;
+    if (!oct_cache_enter(self, where)) return false;
     if (oct_runtime_enter(self->runtime, oct_state_of(self), where)) return true;
     oct_gate_leave(&self->gate);
     return false;
@@ -86,13 +86,16 @@ oct_cache_py_append(oct_py_cache *self, PyObject *args, PyObject *kwargs)
     oct_status status = OCT_OK;
     PyObject *result = NULL;
     if (read_rows(self, from, &rows, &out)) {
-        oct_gil gil;
+        oct_gil gil = {0};
+        rows.poll = (oct_poll){oct_gil_poll, &gil};
         OCT_SLOW(&gil, status, oct_cache_append(self->handle, seq, &rows));
-        result = out ? out : Py_NewRef(Py_None);
-        out = NULL;
+        if (!gil.raised) {
+            result = out ? out : Py_NewRef(Py_None);
+            out = NULL;
+        }
     }
     Py_XDECREF(out);
-    return leave_both(self, status, result);
+    return leave_both(self, result ? status : OCT_OK, result);
 }
 
 static const oct_layer_shape *
@@ -127,13 +130,14 @@ oct_cache_py_attend(oct_py_cache *self, PyObject *args, PyObject *kwargs)
     PyObject *out = PyArray_SimpleNew(3, dims, NPY_FLOAT32);
     oct_status status = OCT_OK;
     if (out) {
-        const float *from = PyArray_DATA(a);
-        float *to = PyArray_DATA((PyArrayObject *)out);
-        oct_gil gil;
-        OCT_SLOW(&gil, status,
-                 oct_cache_attend(self->handle, seq, layer, from, dims[0], heads, scale, to));
+        oct_gil gil = {0};
+        const oct_rows_desc rows = {.q = PyArray_DATA(a), .n = dims[0], .heads = heads,
+                                    .scale = scale, .out = PyArray_DATA((PyArrayObject *)out),
+                                    .poll = {oct_gil_poll, &gil}};
+        OCT_SLOW(&gil, status, oct_cache_attend(self->handle, seq, layer, &rows));
+        if (gil.raised) Py_CLEAR(out);
     }
-    return leave_both(self, status, out);
+    return leave_both(self, out ? status : OCT_OK, out);
 }
 
 /* ---- Pages ----------------------------------------------------------------------------------- */
@@ -224,8 +228,7 @@ oct_cache_py_page(oct_py_cache *self, PyObject *args, PyObject *kwargs)
                   : oct_page_new(self, &info, false);
 }
 
-/* Alone in the cache, so that no call that found it idle is still on its way to the core. The edit
- * ends with the Page; if there is to be none, it ends here. */
+/* The edit ends with the Page; if there is to be none, it ends here. */
 PyObject *
 oct_cache_py_edit(oct_py_cache *self, PyObject *args, PyObject *kwargs)
 {
@@ -234,8 +237,7 @@ oct_cache_py_edit(oct_py_cache *self, PyObject *args, PyObject *kwargs)
     place at;
     if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OOOO:edit", names, &from[0], &from[1],
                                      &from[2], &from[3]) ||
-        !read_place(self, from, &at) ||
-        !oct_gate_alone(&self->gate, oct_state_of(self), "Cache.edit"))
+        !read_place(self, from, &at) || !oct_cache_enter(self, "Cache.edit"))
         return NULL;
     oct_page_info info;
     const oct_status status =
@@ -245,6 +247,6 @@ oct_cache_py_edit(oct_py_cache *self, PyObject *args, PyObject *kwargs)
     else
         page = oct_page_new(self, &info, true);
     if (!status && !page) oct_page_edit_end(self->handle, info.page);
-    oct_gate_reopen(&self->gate);
+    oct_gate_leave(&self->gate);
     return page;
 }

@@ -65,20 +65,19 @@ oct_cache_py_reencode(oct_py_cache *self, PyObject *args, PyObject *kwargs)
         !oct_arg_type(target, "reencode: into", state->cache))
         return NULL;
     oct_py_cache *into = (oct_py_cache *)target;
-    if (!oct_cache_idle(self, "Cache.reencode") || !oct_cache_idle(into, "Cache.reencode") ||
-        !oct_runtime_enter(self->runtime, state, "Cache.reencode"))
-        return NULL;
+    if (!oct_runtime_enter(self->runtime, state, "Cache.reencode")) return NULL;
     oct_gate *gates[] = {&self->runtime->gate, &into->runtime->gate, &self->gate, &into->gate};
     int entered = 1;
     while (entered < 4 && oct_gate_enter(gates[entered], state, "Cache.reencode")) entered++;
     const bool good = entered == 4;
     oct_status status = OCT_OK;
+    oct_gil gil = {0};
     if (good) {
-        oct_gil gil;
-        OCT_SLOW(&gil, status, oct_seq_reencode(self->handle, seq, into->handle, &made));
+        const oct_poll poll = {oct_gil_poll, &gil};
+        OCT_SLOW(&gil, status, oct_seq_reencode(self->handle, seq, into->handle, poll, &made));
     }
     while (entered) oct_gate_leave(gates[--entered]);
-    if (!good) return NULL;
+    if (!good || gil.raised) return NULL;
     return status ? oct_raise(state, status) : PyLong_FromUnsignedLongLong(made);
 }
 

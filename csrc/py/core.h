@@ -80,7 +80,7 @@ typedef struct {
     oct_py_runtime *runtime;
     oct_layer_shape *shapes; /* [n_layers] */
     int n_layers;
-    int edits; /* pages under edit: no rows are read or written meanwhile */
+    int edits; /* pages under edit: the cache is not closed meanwhile */
 } oct_py_cache;
 
 typedef struct {
@@ -97,9 +97,6 @@ bool oct_runtime_enter(oct_py_runtime *runtime, const oct_state *state, const ch
 /* Shared by the objects that stand on a runtime. Counted while inside the runtime's gate. */
 void oct_runtime_retain(oct_py_runtime *runtime);
 void oct_runtime_release(oct_py_runtime *runtime);
-
-/* False with BusyError while a page of the cache is under edit: its bytes may change. */
-bool oct_cache_idle(const oct_py_cache *cache, const char *where);
 
 PyObject *oct_page_new(oct_py_cache *cache, const oct_page_info *info, bool writable);
 /* A new Pin on the page, or NULL with an exception set. The caller is inside the cache's gate. */

@@ -1,4 +1,4 @@
-/* The poll of a step: see gil.h. */
+/* What slow calls ask while they run: see gil.h. */
 #include "csrc/py/gil.h"
 
 static _Thread_local bool polling;

@@ -26,8 +26,8 @@ oct_gil_take(oct_gil *gil)
     PyEval_RestoreThread(gil->thread);
 }
 
-/* oct_step's poll: runs Python's signal handlers, on the thread that made the call. Nonzero, with
- * the exception left pending on the thread, if one raised. */
+/* The oct_poll of a slow call: runs Python's signal handlers, on the thread that made the call.
+ * Nonzero, with the exception left pending on the thread, if one raised. */
 int oct_gil_poll(void *gil);
 /* Whether this thread is inside that poll: a handler must not wait for the step it interrupts. */
 bool oct_gil_polling(void);

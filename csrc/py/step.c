@@ -242,8 +242,7 @@ run(const request *r, const oct_state *state, draft *d)
                        .captures = d->captures,
                        .n_captures = d->n_captures,
                        .quiet = r->quiet,
-                       .poll = oct_gil_poll,
-                       .poll_arg = &gil};
+                       .poll = {oct_gil_poll, &gil}};
     oct_status status;
     OCT_SLOW(&gil, status, oct_step(r->program->handle, r->cache->handle, &a));
     if (gil.raised) return false; /* the exception is pending, whatever came of the step */
@@ -273,8 +272,7 @@ static PyObject *
 with_gates(const request *r, const oct_state *state)
 {
     oct_py_weights *weights = r->program->weights;
-    if (!oct_cache_idle(r->cache, "step") || !oct_runtime_enter(weights->runtime, state, "step"))
-        return NULL;
+    if (!oct_runtime_enter(weights->runtime, state, "step")) return NULL;
     oct_gate *gates[] = {&weights->runtime->gate, &r->cache->runtime->gate, &r->program->gate,
                          &r->cache->gate, &weights->gate};
     const int count = oct_gate_closed(&weights->gate) ? 4 : 5;

@@ -4,8 +4,9 @@ Arrays are NumPy, C-contiguous, native byte order; another dtype or layout is a 
 says what was passed. Long calls release the GIL. Every status maps to one exception
 (`octavo.errors`): VALUE ValueError, MEMORY MemoryError, PAGES OutOfPages (attributes needed,
 available, evictable), BUSY BusyError, CLOSED ClosedError, STALE StaleHandleError, PINNED
-BufferError, NUMERIC NumericalError, UNSUPPORTED UnsupportedError; CANCELLED re-raises what the
-signal handler raised (KeyboardInterrupt). A method of a closed object raises ClosedError.
+BufferError, NUMERIC NumericalError, UNSUPPORTED UnsupportedError; CANCELLED, of `step`,
+`append`, `attend` and `reencode`, re-raises what the signal handler raised (KeyboardInterrupt).
+A method of a closed object raises ClosedError.
 """
 
 from collections.abc import Mapping, Sequence
@@ -160,7 +161,8 @@ class Cache:
     def page(self, seq: int, layer: int, index: int, segment: str) -> Page:
         """`segment` "k" or "v"."""
     def edit(self, seq: int, layer: int, index: int, segment: str) -> Page:
-        """A writable page; exclusive until its `close()`."""
+        """A writable page. Until its `close()`, calls that change, attend to or copy the sequence
+        raise BusyError; other sequences go on."""
     def decode(
         self, seq: int, layer: int, index: int, segment: str, model_basis: bool = False
     ) -> npt.NDArray[np.float32]:

@@ -141,3 +141,46 @@ def test_what_a_handler_raises_comes_out():
     """
     rows = 8192 if SANITIZED else 32768
     child(script(2, rows, LONG_CONTEXT, code), seconds=120)
+
+
+@pytest.mark.parametrize("call", ["append", "attend", "reencode"])
+def test_interrupt_inside_the_cache_s_own_calls(call):
+    """append with queries, attend and reencode end alike, and change nothing."""
+    code = """
+        target, seq = small.cache(runtime, "k8v4", 1 << 28), cache.open()
+        for at in range(0, ROWS, 4096):
+            k, v, q = small.rows(4096, at)
+            cache.append(seq, k, v, 4096)
+        before, held = small.digest(cache, [seq]), target.ledger()
+        k, v, q = small.rows(ROWS // 8, 1)
+        queries = np.tile(q[: 2 * 16], (4096, 1)).reshape(-1, 2, 16)
+        calls = {
+            "append": lambda: cache.append(seq, k, v, ROWS // 8, q, 2, 0.25),
+            "attend": lambda: cache.attend(seq, 0, queries, 2, 0.25),
+            "reencode": lambda: target.release(cache.reencode(seq, target)),
+        }
+        start = time.perf_counter()
+        if CALL == "append":
+            twin = cache.fork(seq)
+            cache.append(twin, k, v, ROWS // 8, q, 2, 0.25)
+            cache.release(twin)
+        else:
+            calls[CALL]()
+        whole, caught, slowest = time.perf_counter() - start, 0, 0.0
+        for i in range(6):
+            took = interrupted(calls[CALL], whole * (i + 0.3) / 8)
+            if took is None or cache.length(seq) != ROWS:  # done before it was looked at
+                cache.truncate(seq, ROWS)
+                if cache.length(seq) != ROWS: raise SystemExit("too short a call")
+                continue
+            caught, slowest = caught + 1, max(slowest, took)
+            assert small.digest(cache, [seq]) == before
+            cache.check(); target.check()
+        print(f"caught {caught} slowest {slowest * 1e3:.0f} ms of {whole * 1e3:.0f} ms")
+    """
+    rows = 8192 if SANITIZED else 65536
+    out = child(script(2, rows, LONG_CONTEXT, code.replace("CALL", repr(call))), seconds=120)
+    caught, slowest = map(int, re.search(r"caught (\d+) slowest (\d+) ms", out).groups())
+    print(f"\n{call}: {out.strip()}")
+    assert caught >= 2
+    assert slowest < 2000 or SANITIZED

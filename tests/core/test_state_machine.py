@@ -53,6 +53,17 @@ class Shadow:
     edit: object = None  # the Page that is open for edit
 
 
+def cut(n, sealed, recent):
+    """Where a sequence can be cut: a sealed page at its start alone, and never where a page that is
+    to be among the `recent` ones has lost its rows."""
+
+    def good(at):
+        page = at // 64
+        return not (at % 64 and sealed[page]) and not any(sealed[max(0, page - recent) : page])
+
+    return next(at for at in (n, *range(n // 64 * 64, -1, -64)) if good(at))
+
+
 class World:
     """What outlives an example: runtime, weights and the caches that fresh sequences run in. One
     thread: which lane takes a task is chance, and a replay must cancel at the same boundary."""
@@ -127,9 +138,10 @@ class CacheMachine(RuleBasedStateMachine):
             return call()
         except expected as error:
             done["short"] += isinstance(error, OutOfPages)
-            cached = {"cached_pages", "sealed_pages", "sealed"}  # cancelled: idle pages may be gone
+            # What ran before it failed has made its room: idle pages of the index may be gone.
+            cached = {"cached_pages", "sealed_pages", "sealed"}
             after = self.state()
-            if not isinstance(error, KeyboardInterrupt):
+            if not isinstance(error, KeyboardInterrupt | NumericalError):
                 cached = set()
             for a, b in zip(before[0], after[0], strict=True):
                 assert {k: v for k, v in a.items() if k not in cached} == {
@@ -138,7 +150,7 @@ class CacheMachine(RuleBasedStateMachine):
             assert before[1] == after[1]
             return None
         except BusyError:
-            assert any(s.edit for s in self.seqs)
+            assert shadow.edit if shadow else any(s.edit for s in self.seqs)
             assert before == self.state()
             return None
 
@@ -152,8 +164,7 @@ class CacheMachine(RuleBasedStateMachine):
         handles, counts = [s.handle for s, _ in chosen], [len(t) for _, t in chosen]
         needed, room = cache.needs(handles, counts)
         items = [(s.handle, t, len(t) - 1) for s, t in chosen]
-        # A page under edit keeps its whole cache still.
-        shadow = next((s for s in self.seqs if s.edit and s.cache == chosen[0][0].cache), None)
+        shadow = next((s for s, _ in chosen if s.edit), None)
         refusals = (OutOfPages, KeyboardInterrupt) + (() if expect_fit else (MemoryError,))
         got = self.attempt(
             shadow, lambda: _core.step(self.program, cache, items, logits=True), *refusals
@@ -273,12 +284,14 @@ class CacheMachine(RuleBasedStateMachine):
         shadow = self.pick(i)
         cache = self.caches[shadow.cache]
         n = max(0, len(shadow.fed) - back)
+        pages = [
+            cache.page(shadow.handle, 0, i, "k").sealed for i in range(-(-len(shadow.fed) // 64))
+        ]
         kept = self.attempt(
             shadow, lambda: cache.truncate(shadow.handle, n), BufferError, OutOfPages
         )
         if kept is not None:
-            assert n - 64 * 3 < kept <= n
-            assert kept > n - 64 or shadow.cache == 1
+            assert kept == (n if n == len(shadow.fed) else cut(n, pages, shadow.cache))
             del shadow.fed[kept:]
 
     @precondition(lambda self: len(self.seqs) < 7)

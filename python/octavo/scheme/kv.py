@@ -47,7 +47,7 @@ class KVScheme:
         ``"had"`` (signed Hadamard) or ``"had0"``, ``":B"`` appended to force the block.
     sink_pages, recent_pages : int
         First pages, and pages just before a query's own, that are read as they were before
-        sealing (architecture.md, law one).
+        sealing (architecture.md, law one). Either turns the prefix index off.
     attention : str, optional
         Dot form ``"f32"``, ``"q8"`` or ``"q8x2"``; by default each format's own.
     layers : Mapping of int to (str or KVScheme)
