@@ -51,6 +51,14 @@ int oct_runtime_threads(const oct_runtime *);
 const char *oct_runtime_isa(const oct_runtime *);
 const char *oct_runtime_cpu(const oct_runtime *);
 
+/* What the pool reaches at best on this machine, per second: byte multiply-adds (two operations
+ * each), float ones, and bytes read from `bytes` of memory (take more than twice the last cache).
+ * [slow] Some `seconds` for each. */
+typedef struct {
+    double int8_ops, f32_ops, read_bytes;
+} oct_roofs;
+oct_status oct_runtime_roofs(oct_runtime *, size_t bytes, double seconds, oct_poll, oct_roofs *out);
+
 /* The kernel table as rows: for i = 0, 1, ... until false. */
 typedef struct {
     const char *table; /* "weight" "page" "op" */

@@ -435,6 +435,22 @@ typedef struct {
     void *work;      /* n * 16 bytes, 4-byte aligned, private to the call (rows go one by one) */
 } oct_sample_args;
 
+/* What the machine can do at best, for others to be measured against. Each row is one task:
+ * INT8   every accumulator takes `steps` times u8 x s8, four products a step and lane, 2 * 3
+ * F32    every accumulator takes `steps` times a = fma(a, 0.5, 1), from 0
+ * READ   every byte of data + row*bytes once; bytes is a multiple of 1024, data 64-byte aligned
+ * `work` is how many multiply-adds or bytes that was, which is the column's own business; `check`
+ * is not: one accumulator's bits, or the row's 32-bit words under XOR. */
+typedef enum { OCT_ROOF_INT8, OCT_ROOF_F32, OCT_ROOF_READ, OCT_ROOF_COUNT } oct_roof_kind;
+typedef struct {
+    oct_roof_kind kind;
+    uint32_t steps;
+    const void *data;
+    size_t bytes;
+    uint64_t *work;  /* [m] */
+    uint32_t *check; /* [m] */
+} oct_roof_args;
+
 #define OCT_OP(name, scalar, avx2, avx512, cuda) \
     typedef oct_kstatus (*oct_##name##_fn)(const oct_##name##_args *, size_t lo, size_t hi);
 #include "kernels/ops.def"

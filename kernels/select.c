@@ -89,8 +89,8 @@ static void overlay_page(oct_kernels *k, int id, const oct_page_kernels *from, o
     }
 }
 
-/* The F32 slots that no column of the format fills: decode, then the float op. They are as fast as
- * the better of the two, so they are reported as the column of the op. */
+/* The F32 slots that no column of the format fills: decode, then the float op. Decoding is most of
+ * their time, so they are reported as its column. */
 static void default_page_slots(oct_kernels *k)
 {
     for (int id = 0; id < OCT_PAGE_COUNT; id++) {

@@ -303,11 +303,11 @@ void oct_products_run(oct_runtime *rt, const oct_product *product, int count)
     }
     const size_t tiles = job.first[count];
     /* A claim is a few microseconds of work, and lanes get at least four each to even out; but no
-     * claim may last long, since signals are looked at between claims: 50 ms at 2 Gflop/s. */
+     * claim may last long, since signals are looked at between claims: 50 ms at 2 or 40 Gop/s. */
     const size_t grain = tiles / ((size_t)rt->threads * 8) + 1;
     const size_t rows = (size_t)(product[0].x->m < OCT_TILE_M ? product[0].x->m : OCT_TILE_M);
     const size_t tile = 2 * OCT_BLOCK_N * rows * (size_t)product[0].w->m.k;
-    const size_t most = 100000000 / tile + 1;
+    const size_t most = (rt->kernels.isa == OCT_SCALAR ? 100000000 : 2000000000) / tile + 1;
     oct_parallel(rt->pool, tiles, grain < most ? grain : most, run_tiles, &job);
 }
 

@@ -247,6 +247,25 @@ op_argmax(PyObject *self, PyObject *args)
     return RUN(argmax, a, x.rows);
 }
 
+/* kind is the index in oct_roof_kind; work and check hold a number for each row of data. */
+static PyObject *
+op_roof(PyObject *self, PyObject *args)
+{
+    (void)self;
+    oct_isa isa;
+    int kind;
+    unsigned steps;
+    view data, work, check;
+    Py_ssize_t lo = 0, hi = -1;
+    if (!PyArg_ParseTuple(args, "O&iIO&O&O&|nn", oct_probe_isa, &isa, &kind, &steps, u8, &data, i64,
+                          &work, i32, &check, &lo, &hi))
+        return NULL;
+    const oct_roof_args a = {
+        (oct_roof_kind)kind, steps, data.data, data.ld, work.data, check.data,
+    };
+    return RUN(roof, a, data.rows);
+}
+
 static PyObject *
 op_lse(PyObject *self, PyObject *args)
 {
@@ -364,6 +383,7 @@ PyMethodDef oct_probe_op_methods[] = {
     {"op_softmax", op_softmax, METH_VARARGS, "op_softmax(isa, s, max, sum)"},
     {"op_merge", op_merge, METH_VARARGS, "op_merge(isa, o, m, l, o2, m2, l2)"},
     {"op_argmax", op_argmax, METH_VARARGS, "op_argmax(isa, x, index)"},
+    {"op_roof", op_roof, METH_VARARGS, "op_roof(isa, kind, steps, data, work, check)"},
     {"op_lse", op_lse, METH_VARARGS, "op_lse(isa, x, lse)"},
     {"op_topk", op_topk, METH_VARARGS, "op_topk(isa, x, index, value)"},
     {"op_kl", op_kl, METH_VARARGS, "op_kl(isa, base, other, kl)"},

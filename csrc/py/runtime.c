@@ -278,6 +278,29 @@ runtime_sample(oct_py_runtime *self, PyObject *args, PyObject *kwargs)
     return leave(self, status, token);
 }
 
+static PyObject *
+runtime_roofs(oct_py_runtime *self, PyObject *args, PyObject *kwargs)
+{
+    static char *names[] = {"nbytes", "seconds", NULL};
+    PyObject *number;
+    double seconds = 0.2;
+    int64_t nbytes = 0;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O|d:roofs", names, &number, &seconds) ||
+        !oct_arg_i64(number, "roofs: nbytes", 0, INT64_MAX, &nbytes) ||
+        !oct_runtime_enter(self, oct_state_of(self), "Runtime.roofs"))
+        return NULL;
+    oct_roofs roofs;
+    oct_status status;
+    oct_gil gil = {0};
+    const oct_poll poll = {oct_gil_poll, &gil};
+    OCT_SLOW(&gil, status, oct_runtime_roofs(self->handle, (size_t)nbytes, seconds, poll, &roofs));
+    oct_gate_leave(&self->gate);
+    if (gil.raised) return NULL;
+    if (status) return oct_raise(oct_state_of(self), status);
+    return Py_BuildValue("{s:d,s:d,s:d}", "int8_ops", roofs.int8_ops, "f32_ops", roofs.f32_ops,
+                         "read_bytes", roofs.read_bytes);
+}
+
 /* ---- The type -------------------------------------------------------------------------------- */
 
 PyDoc_STRVAR(runtime_doc,
@@ -299,6 +322,10 @@ PyDoc_STRVAR(topk_doc,
 PyDoc_STRVAR(sample_doc,
 "sample($self, x, u, *, temperature=1.0, top_k=0, top_p=1.0, min_p=0.0)\n--\n\n"
 "One token per row of logits by inverse CDF at the uniforms u (float64 [m]); int32 [m].");
+PyDoc_STRVAR(roofs_doc,
+"roofs($self, nbytes, seconds=0.2)\n--\n\n"
+"What the pool reaches at best, per second: a dict of int8_ops, f32_ops (a multiply-add is two) and\n"
+"read_bytes, reading nbytes of memory. Takes some seconds for each.");
 PyDoc_STRVAR(close_doc,
 "close($self)\n--\n\n"
 "Join the threads. BusyError, and nothing happens, while Weights, Programs or Caches are open.");
@@ -310,6 +337,7 @@ static PyMethodDef runtime_methods[] = {
     OCT_METHOD("argmax", runtime_argmax, argmax_doc),
     OCT_METHOD("topk", runtime_topk, topk_doc),
     OCT_METHOD("sample", runtime_sample, sample_doc),
+    OCT_METHOD("roofs", runtime_roofs, roofs_doc),
     {"close", (PyCFunction)runtime_close, METH_NOARGS, close_doc},
     OCT_NO_PICKLE,
     {NULL, NULL, 0, NULL},

@@ -10,7 +10,8 @@
 #include "kernels/weight/tile_avx512.h"
 
 enum {
-    MR = 4,
+    MR = 6,  /* most rows of dot_rows */
+    MR2 = 4, /* of a8x2, which has twice the accumulators, and of a32 */
     PANEL_GROUPS = 32, /* 1024 inputs: a panel of 32 KB */
     PANEL_BYTES = OCT_BLOCK_N * OCT_GROUP,
     CHAIN_GROUPS = 8, /* the same, in floats */
@@ -44,6 +45,8 @@ typedef struct {
     size_t side_ld;
     float *acc; /* [rows][32], in and out */
     int groups;
+    const uint8_t *ahead; /* what the next panel is made of: each group asks for a line */
+    const uint8_t *ahead_end;
 } strip;
 
 OCT_INLINE __m512 widen16(const uint8_t *p, oct_dtype type)
@@ -106,15 +109,16 @@ OCT_INLINE void fold_group(const strip *s, int r, int g, const oct_act act, cons
 OCT_INLINE void dot_rows(const strip *s, const int rows, const oct_act act, const bool nibbles)
 {
     __m512 acc[MR][2];
-#pragma GCC unroll 4
+#pragma GCC unroll 6
     for (int r = 0; r < rows; r++)
         for (int h = 0; h < 2; h++) acc[r][h] = _mm512_load_ps(s->acc + r * 32 + h * 16);
     for (int g = 0; g < s->groups; g++) {
         const uint8_t *codes = s->codes + (size_t)g * s->stride;
         const uint8_t *group = s->group + (size_t)g * GROUP_BYTES;
         const __m512i fold[2] = {zero_fold(group, 0), zero_fold(group, 1)};
+        _mm_prefetch((const char *)s->ahead + (size_t)g * LINE_BYTES, _MM_HINT_T1);
         __m512i dot[MR][2], high[MR][2]; /* a8x2 sums its high terms apart */
-#pragma GCC unroll 4
+#pragma GCC unroll 6
         for (int r = 0; r < rows; r++)
             for (int h = 0; h < 2; h++) {
                 const side *mine = s->side + (size_t)r * s->side_ld + g;
@@ -128,7 +132,7 @@ OCT_INLINE void dot_rows(const strip *s, const int rows, const oct_act act, cons
             load_lines(codes, nibbles, 1, i, fold[1], w[1]);
 #pragma GCC unroll 2
             for (int q = 0; q < 2; q++)
-#pragma GCC unroll 4
+#pragma GCC unroll 6
                 for (int r = 0; r < rows; r++) {
                     const size_t at = (size_t)r * s->kp + (size_t)(g * 32 + i * 8 + q * 4);
                     const __m512i hi = broadcast4(s->hi + at);
@@ -150,7 +154,7 @@ OCT_INLINE void dot_rows(const strip *s, const int rows, const oct_act act, cons
             HAS_MIN ? widen16(group + EXTRA_AT, s->scale_type) : scale[0],
             HAS_MIN ? widen16(group + EXTRA_AT + 32, s->scale_type) : scale[1],
         };
-#pragma GCC unroll 4
+#pragma GCC unroll 6
         for (int r = 0; r < rows; r++) {
             if (act == OCT_A8X2)
                 for (int h = 0; h < 2; h++)
@@ -158,7 +162,7 @@ OCT_INLINE void dot_rows(const strip *s, const int rows, const oct_act act, cons
             fold_group(s, r, g, act, scale, min, dot[r], acc[r]);
         }
     }
-#pragma GCC unroll 4
+#pragma GCC unroll 6
     for (int r = 0; r < rows; r++)
         for (int h = 0; h < 2; h++) _mm512_store_ps(s->acc + r * 32 + h * 16, acc[r][h]);
 }
@@ -249,20 +253,25 @@ OCT_INLINE void rows_of(const strip *s, const int rows, const oct_act act, const
 OCT_INLINE void tile_rows(strip *s, int rows, const oct_act act, const bool nibbles,
                           const float *chain, int inputs)
 {
-    for (; rows > 0; rows -= MR) {
-        switch (rows) {
+    const int most = act == OCT_A8 || act == OCT_A8G32 ? MR : MR2;
+    for (int n; rows > 0; rows -= n) {
+        n = rows < most ? rows : most;
+        switch (n) {
         case 1: rows_of(s, 1, act, nibbles, chain, inputs); break;
         case 2: rows_of(s, 2, act, nibbles, chain, inputs); break;
         case 3: rows_of(s, 3, act, nibbles, chain, inputs); break;
-        default: rows_of(s, MR, act, nibbles, chain, inputs); break;
+        case 4: rows_of(s, 4, act, nibbles, chain, inputs); break;
+        case 5: rows_of(s, most < 5 ? most : 5, act, nibbles, chain, inputs); break;
+        default: rows_of(s, most, act, nibbles, chain, inputs); break;
         }
-        s->acc += MR * OCT_BLOCK_N;
-        s->x += MR * s->ldx;
-        s->side += MR * s->side_ld;
+        s->acc += n * OCT_BLOCK_N;
+        s->x += (size_t)n * s->ldx;
+        s->side += (size_t)n * s->side_ld;
+        s->ahead += s->ahead < s->ahead_end ? s->groups * LINE_BYTES : 0;
         if (act == OCT_A32) continue;
-        s->hi += MR * s->kp;
-        if (act == OCT_A8X2) s->lo += MR * s->kp;
-        if (act == OCT_A8G32) s->scale += MR * (s->kp / OCT_GROUP);
+        s->hi += (size_t)n * s->kp;
+        if (act == OCT_A8X2) s->lo += (size_t)n * s->kp;
+        if (act == OCT_A8G32) s->scale += (size_t)n * (s->kp / OCT_GROUP);
     }
 }
 
@@ -289,6 +298,8 @@ OCT_INLINE void tile_groups(const oct_linear_args *a, const oct_tile *t, scratch
     s.hi = x->hi + at;
     if (act == OCT_A8X2) s.lo = x->lo + at;
     if (act == OCT_A8G32) s.scale = x->scale + at / OCT_GROUP;
+    s.ahead = group + (size_t)groups * GROUP_BYTES;
+    s.ahead_end = s.ahead + (stored ? 0 : (size_t)groups * GROUP_BYTES);
     s.codes = stored ? group : l->panel.bytes;
     s.stride = stored ? GROUP_BYTES : PANEL_BYTES;
     if (stored) {

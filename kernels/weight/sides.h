@@ -49,11 +49,13 @@ static inline void side_row(sides *s, const oct_rows *x, int r, int bias)
         if (HAS_MIN) sum_groups(x->x + row * x->ldx + from, x->k - from, s->groups, to);
         return;
     }
-    for (int g = 0; g < s->groups; g++) {
-        const int32_t sum = x->sum[at + (size_t)g];
-        if (!HAS_MIN) to[g].dot = -bias * sum;
-        else to[g].sum = x->act == OCT_A8G32 ? (float)sum * x->scale[at + (size_t)g] : (float)sum;
-    }
+    const int32_t *sum = x->sum + at;
+    if (!HAS_MIN)
+        for (int g = 0; g < s->groups; g++) to[g].dot = -bias * sum[g];
+    else if (x->act != OCT_A8G32)
+        for (int g = 0; g < s->groups; g++) to[g].sum = (float)sum[g];
+    else
+        for (int g = 0; g < s->groups; g++) to[g].sum = (float)sum[g] * x->scale[at + (size_t)g];
 }
 
 /* Make the window hold these rows of group g. */

@@ -8,22 +8,25 @@
 
 #define OCT_INLINE static inline __attribute__((always_inline))
 
-/* sums: [rows][OCT_BLOCK_N], 64-byte aligned. Channels past n are masked away. */
+/* sums: [rows][OCT_BLOCK_N], 64-byte aligned. Channels past n are masked away. Row by row, since rows
+ * of y are pages apart: both lines of one are written while its translation is at hand. */
 static inline void oct_tile_finish(const oct_linear_args *a, const oct_tile *t, const float *sums)
 {
     const bool row_scale = a->x->act == OCT_A8 || a->x->act == OCT_A8X2;
-    for (int c = 0; c < t->channels; c += 16) {
-        const int left = t->channels - c;
-        const __mmask16 mask = left < 16 ? (__mmask16)((1u << left) - 1) : (__mmask16)0xFFFF;
-        const __m512 bias = a->bias ? _mm512_maskz_loadu_ps(mask, a->bias + t->channel + c)
-                                    : _mm512_setzero_ps();
-        for (int r = 0; r < t->rows; r++) {
-            float *y = a->y + (size_t)(t->row + r) * a->ldy + t->channel + c;
-            __m512 sum = _mm512_load_ps(sums + r * OCT_BLOCK_N + c);
-            if (row_scale) sum = _mm512_mul_ps(sum, _mm512_set1_ps(a->x->scale[t->row + r]));
-            if (a->bias) sum = _mm512_add_ps(sum, bias);
-            if (a->add) sum = _mm512_add_ps(_mm512_maskz_loadu_ps(mask, y), sum);
-            _mm512_mask_storeu_ps(y, mask, sum);
+    const uint32_t all = t->channels < OCT_BLOCK_N ? (1u << t->channels) - 1 : UINT32_MAX;
+    const __mmask16 mask[2] = {(__mmask16)all, (__mmask16)(all >> 16)};
+    __m512 bias[2] = {_mm512_setzero_ps(), _mm512_setzero_ps()};
+    for (int h = 0; a->bias && h < 2; h++)
+        bias[h] = _mm512_maskz_loadu_ps(mask[h], a->bias + t->channel + 16 * h);
+    for (int r = 0; r < t->rows; r++) {
+        float *y = a->y + (size_t)(t->row + r) * a->ldy + t->channel;
+        const __m512 scale = _mm512_set1_ps(row_scale ? a->x->scale[t->row + r] : 1.0f);
+        for (int h = 0; h < 2; h++) {
+            __m512 sum = _mm512_load_ps(sums + r * OCT_BLOCK_N + 16 * h);
+            if (row_scale) sum = _mm512_mul_ps(sum, scale);
+            if (a->bias) sum = _mm512_add_ps(sum, bias[h]);
+            if (a->add) sum = _mm512_add_ps(_mm512_maskz_loadu_ps(mask[h], y + 16 * h), sum);
+            _mm512_mask_storeu_ps(y + 16 * h, mask[h], sum);
         }
     }
 }

@@ -130,6 +130,7 @@ def run_on(runtime):
 OPERATIONS = {
     "Runtime": new_runtime,
     "Runtime.threads": more_threads,
+    "Runtime.roofs": lambda s: s.runtime.roofs(1 << 20, 1e-3) is None,
     "Runtime.sample": lambda s: s.runtime.sample(X, np.full(5, 0.3)).tobytes(),
     "Weights": lambda s: _core.Weights(s.runtime).nbytes,
     "Weights.matrix": new_matrix,
