@@ -101,7 +101,7 @@ oct_status oct_weights_add_matrix(oct_weights *, const oct_matrix_desc *, int *i
 oct_status oct_weights_add_vector(oct_weights *, const float *values, int64_t n, int *id);
 size_t oct_weights_bytes(const oct_weights *);
 typedef struct {
-    const char *format, *scale_type;
+    const char *format, *scale_type, *element; /* element: of the logical values or codes */
     int64_t n, k;
     int group; /* 0: none */
     bool has_zero, has_min;
@@ -161,8 +161,8 @@ oct_status oct_cache_needs(oct_cache *, const oct_seq *, const int64_t *counts, 
 size_t oct_cache_bytes_for(const oct_cache *, int64_t tokens);
 
 typedef struct {
-    size_t sealed, open, tables, scratch, budget, reserved;
-    int64_t sealed_pages, cached_pages, open_units, sequences, pins, saturated;
+    size_t sealed, open, tables, budget; /* scratch is the programs' and the runtime's */
+    int64_t sealed_pages, cached_pages, open_units, sequences, pins;
     size_t page_bytes, unit_bytes; /* one sealed page, 16 open rows, over all layers */
 } oct_ledger;
 oct_status oct_cache_ledger(oct_cache *, oct_ledger *out);

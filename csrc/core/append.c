@@ -9,7 +9,8 @@ typedef struct {
     oct_cache *c;
     oct_part_of_step *part;
     int layer;
-    float *k, *v; /* private copies: the transform writes in place */
+    float *row[2];  /* k and v of the layer: the caller's, or a copy where a transform writes */
+    float *copy[2]; /* room for one layer's; NULL where no layer has a transform */
 } store_job;
 
 static void store_rows(void *ctx, size_t lo, size_t hi, int lane)
@@ -17,10 +18,26 @@ static void store_rows(void *ctx, size_t lo, size_t hi, int lane)
     const store_job *j = ctx;
     const oct_layer *l = &j->c->layer[j->layer];
     void *scratch = j->c->rt->lanes[lane];
-    oct_rows_store(j->c, j->part, 1, j->layer, OCT_SEGMENT_K, j->k,
-                   (size_t)l->kv_heads * (size_t)l->side[0].width, (int64_t)lo, (int64_t)hi, scratch);
-    oct_rows_store(j->c, j->part, 1, j->layer, OCT_SEGMENT_V, j->v,
-                   (size_t)l->kv_heads * (size_t)l->side[1].width, (int64_t)lo, (int64_t)hi, scratch);
+    for (int side = 0; side < 2; side++) {
+        const size_t row = (size_t)l->kv_heads * (size_t)l->side[side].width;
+        oct_rows_store(j->c, j->part, 1, j->layer, side, j->row[side], row, (int64_t)lo, (int64_t)hi,
+                       scratch);
+    }
+}
+
+static bool transforms(const oct_cache *c, int side)
+{
+    bool any = false;
+    for (int i = 0; i < c->layers; i++) any = any || c->layer[i].side[side].transform.on;
+    return any;
+}
+
+/* What oct_rows_store may overwrite: it does so only where it transforms. */
+static float *rows_to_store(const store_job *j, int side, const float *from, size_t count)
+{
+    if (!j->c->layer[j->layer].side[side].transform.on) return (float *)(uintptr_t)from;
+    memcpy(j->copy[side], from, count * sizeof *from);
+    return j->copy[side];
 }
 
 static void append_layers(oct_cache *c, oct_part_of_step *part, const oct_rows_desc *d,
@@ -33,9 +50,9 @@ static void append_layers(oct_cache *c, oct_part_of_step *part, const oct_rows_d
         const size_t n = (size_t)d->n, heads = (size_t)d->heads;
         const size_t dk = (size_t)l->side[0].width, dv = (size_t)l->side[1].width;
         const size_t kn = n * (size_t)l->kv_heads * dk, vn = n * (size_t)l->kv_heads * dv;
-        memcpy(job->k, k, kn * sizeof *k);
-        memcpy(job->v, v, vn * sizeof *v);
         job->layer = i;
+        job->row[0] = rows_to_store(job, OCT_SEGMENT_K, k, kn);
+        job->row[1] = rows_to_store(job, OCT_SEGMENT_V, v, vn);
         oct_parallel(c->rt->pool, n, 16, store_rows, job);
         oct_rows_seal(c, part, 1, i);
         k += kn;
@@ -83,20 +100,23 @@ static oct_status check_heads(const oct_cache *c, const char *operation, int lo,
 static oct_status append_taken(oct_cache *c, oct_seq seq, const oct_rows_desc *d)
 {
     oct_part_of_step part = {.n = (int32_t)d->n};
-    store_job job = {c, &part, 0, NULL, NULL};
+    store_job job = {c, &part, 0, {NULL, NULL}, {NULL, NULL}};
     oct_attend_scratch *scratch = NULL;
     oct_status status = oct_seq_find_idle(c, "append", seq, &part.seq);
     if (status) return status;
     part.start = part.seq->length;
-    job.k = oct_alloc(OCT_TAG_SCRATCH, (size_t)d->n, oct_widest_rows(c, 0) * sizeof(float));
-    job.v = oct_alloc(OCT_TAG_SCRATCH, (size_t)d->n, oct_widest_rows(c, 1) * sizeof(float));
-    if (!job.k || !job.v) status = oct_fail_memory("append", "a copy of the rows");
+    for (int side = 0; side < 2; side++) {
+        if (!transforms(c, side)) continue;
+        const size_t row = oct_widest_rows(c, side) * sizeof(float);
+        job.copy[side] = oct_alloc(OCT_TAG_SCRATCH, (size_t)d->n, row);
+        if (!job.copy[side]) status = oct_fail_memory("append", "a copy of the rows");
+    }
     if (!status && d->q)
         status = oct_attend_fit(&scratch, c, "append", d->n, d->heads, part.start + d->n);
     if (!status) status = oct_step_reserve(c, "append", &part, 1);
     if (!status) status = run_reserved(c, &part, d, &job, scratch);
-    oct_free(job.k);
-    oct_free(job.v);
+    oct_free(job.copy[0]);
+    oct_free(job.copy[1]);
     oct_attend_free(scratch);
     return status;
 }

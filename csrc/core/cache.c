@@ -136,6 +136,7 @@ static void free_cache(oct_cache *c)
     oct_mem_note(OCT_TAG_OPEN, -c->open_units * (int64_t)c->unit_bytes, -c->open_units);
     oct_unmap(c->sealed_base, c->sealed_map);
     oct_unmap(c->open_base, c->open_map);
+    oct_mem_note(OCT_TAG_TABLES, -(int64_t)((size_t)c->pages * sizeof *c->pins), 0);
     oct_unmap((void *)c->pins, (size_t)c->page_limit * sizeof *c->pins);
     oct_free(c->layer);
     oct_free(c->page);
@@ -219,7 +220,7 @@ static size_t tables_bytes(const oct_cache *c)
 {
     size_t bytes = sizeof *c + (size_t)c->layers * sizeof *c->layer;
     bytes += (size_t)c->page_capacity * sizeof *c->page + (size_t)c->slot_capacity * sizeof *c->slot;
-    bytes += (size_t)c->seq_capacity * sizeof *c->seq;
+    bytes += (size_t)c->seq_capacity * sizeof *c->seq + (size_t)c->pages * sizeof *c->pins;
     bytes += (size_t)c->node_capacity * sizeof *c->node + (size_t)c->buckets * sizeof *c->bucket;
     for (int32_t i = 0; i < c->seqs; i++)
         bytes += (size_t)c->seq[i].capacity * sizeof *c->seq[i].table;

@@ -119,7 +119,9 @@ void *oct_map(size_t bytes)
                       MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (base == MAP_FAILED) return NULL;
     /* A huge page would commit 2 MiB for the first row of a tiny cache and make the ledger lie. */
+#ifdef MADV_NOHUGEPAGE
     madvise(base, bytes, MADV_NOHUGEPAGE);
+#endif
     return base;
 }
 

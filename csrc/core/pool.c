@@ -124,6 +124,7 @@ int32_t oct_page_take(oct_cache *c)
         c->free_page = c->page[id].next;
     } else {
         id = c->pages++;
+        oct_mem_note(OCT_TAG_TABLES, sizeof *c->pins, 0);
         c->page[id] = (oct_page_meta){.generation = 1};
     }
     c->page[id].state = PAGE_RESERVED;

@@ -278,23 +278,65 @@ void oct_pool_leave(oct_pool *p)
 
 /* ---- how many threads ------------------------------------------------------------------------ */
 
+/* The first `count` numbers of a file; false if it has fewer ("max 100000") or is not there. */
+static bool read_numbers(const char *folder, const char *name, long long *to, int count)
+{
+    char path[4352];
+    snprintf(path, sizeof path, "%s/%s", folder, name);
+    FILE *f = fopen(path, "re");
+    int got = 0;
+    while (f && got < count && fscanf(f, "%lld", &to[got]) == 1) got++;
+    if (f) fclose(f);
+    return got == count;
+}
+
+/* Whole processors that one control group grants, v2 or v1. */
+static int quota_at(const char *folder)
+{
+    long long n[2];
+    if (!read_numbers(folder, "cpu.max", n, 2) &&
+        !(read_numbers(folder, "cpu.cfs_quota_us", n, 1) &&
+          read_numbers(folder, "cpu.cfs_period_us", n + 1, 1)))
+        return OCT_MAX_THREADS;
+    if (n[0] <= 0 || n[1] <= 0 || n[0] / n[1] > OCT_MAX_THREADS) return OCT_MAX_THREADS;
+    return n[0] < n[1] ? 1 : (int)(n[0] / n[1]);
+}
+
+/* The least of a group and those it is in. A path that this mount does not show (a container's) has
+ * no files, and ends at the mount point, where a container sees its own limit. */
+static int least_quota(char *folder, size_t root)
+{
+    for (int least = OCT_MAX_THREADS;;) {
+        const int here = quota_at(folder);
+        least = here < least ? here : least;
+        char *slash = strrchr(folder, '/');
+        if (!slash || slash < folder + root) return least;
+        *slash = '\0';
+    }
+}
+
+/* Lines of /proc/self/cgroup are "0::PATH" (v2) and "N:CONTROLLERS:PATH" (v1). */
 static int cgroup_quota(void)
 {
-    /* cgroup v2 shows this process's own limit at the mount point inside a container; v1 likewise. */
-    long long quota = -1, period = 0;
-    FILE *f = fopen("/sys/fs/cgroup/cpu.max", "re");
-    if (f) {
-        if (fscanf(f, "%lld %lld", &quota, &period) != 2) quota = -1; /* "max 100000" */
-        fclose(f);
-    } else if ((f = fopen("/sys/fs/cgroup/cpu/cpu.cfs_quota_us", "re"))) {
-        if (fscanf(f, "%lld", &quota) != 1) quota = -1;
-        fclose(f);
-        f = fopen("/sys/fs/cgroup/cpu/cpu.cfs_period_us", "re");
-        if (f && fscanf(f, "%lld", &period) != 1) period = 0;
-        if (f) fclose(f);
+    static const char v2[] = "/sys/fs/cgroup", v1[] = "/sys/fs/cgroup/cpu";
+    char line[4096], folder[4224];
+    int least = OCT_MAX_THREADS;
+    FILE *f = fopen("/proc/self/cgroup", "re");
+    while (f && fgets(line, sizeof line, f)) {
+        char *names = strchr(line, ':'), *path = names ? strchr(names + 1, ':') : NULL;
+        if (!path) continue;
+        *path++ = '\0';
+        path[strcspn(path, "\n")] = '\0';
+        char commas[4100];
+        snprintf(commas, sizeof commas, ",%s,", names + 1);
+        const char *mount = !names[1] ? v2 : strstr(commas, ",cpu,") ? v1 : NULL;
+        if (!mount) continue;
+        snprintf(folder, sizeof folder, "%s%s", mount, path);
+        const int here = least_quota(folder, strlen(mount));
+        least = here < least ? here : least;
     }
-    if (quota <= 0 || period <= 0) return OCT_MAX_THREADS;
-    return quota / period < 1 ? 1 : (int)(quota / period);
+    if (f) fclose(f);
+    return least;
 }
 
 static int sibling_first(int cpu)

@@ -232,7 +232,7 @@ oct_status oct_weights_info(const oct_weights *w, int id, oct_matrix_info *out)
     if (status) return status;
     const oct_weight_traits *t = &oct_weight_traits_of[m->format];
     *out = (oct_matrix_info){
-        t->name, oct_dtype_name(m->m.scale_type), m->m.n, m->m.k, t->group, t->has_zero, t->has_min,
+        t->name, oct_dtype_name(m->m.scale_type), oct_dtype_name(t->type), m->m.n, m->m.k, t->group, t->has_zero, t->has_min,
         m->bytes,
     };
     return OCT_OK;

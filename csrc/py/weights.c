@@ -236,17 +236,17 @@ static bool
 add_arrays(PyObject *dict, const oct_matrix_info *i, unpacked *to)
 {
     if (!i->group) {
-        const int type = !strcmp(i->format, "f32")   ? NPY_FLOAT32
-                         : !strcmp(i->format, "f16") ? NPY_FLOAT16
-                                                     : NPY_UINT16;
+        const int type = !strcmp(i->element, "f32")   ? NPY_FLOAT32
+                         : !strcmp(i->element, "f16") ? NPY_FLOAT16
+                                                      : NPY_UINT16;
         to->values = add_array(dict, "values", i->n, i->k, type);
         return !PyErr_Occurred();
     }
     const int64_t groups = (i->k + i->group - 1) / i->group;
     const bool f16 = i->scale_type && !strcmp(i->scale_type, "f16");
     const int scale = f16 ? NPY_FLOAT16 : NPY_UINT16;
-    const bool is_signed = !strncmp(i->format, "w8", 2);
-    to->codes = add_array(dict, "codes", i->n, i->k, is_signed ? NPY_INT8 : NPY_UINT8);
+    to->codes = add_array(dict, "codes", i->n, i->k,
+                          !strcmp(i->element, "i8") ? NPY_INT8 : NPY_UINT8);
     to->scales = add_array(dict, "scales", i->n, groups, scale);
     if (i->has_zero) to->zeros = add_array(dict, "zeros", i->n, groups, NPY_UINT8);
     if (i->has_min) to->mins = add_array(dict, "mins", i->n, groups, scale);

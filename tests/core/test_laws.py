@@ -65,7 +65,7 @@ def test_chunking_changes_no_bit_in_any_form(runtime, prog, form):
 
 
 @pytest.mark.parametrize("windows", WINDOWS)
-@pytest.mark.parametrize("scheme", ["bf16", "int4-had", "k8v4"])
+@pytest.mark.parametrize("scheme", tiny.SCHEMES)
 def test_fork_and_truncate_equal_a_fresh_sequence(runtime, prog, scheme, windows):
     ids, other = tiny.tokens(300), tiny.tokens(300, seed=2)
     cache = open_cache(runtime, scheme, windows)

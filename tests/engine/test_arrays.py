@@ -54,6 +54,30 @@ def test_attend_after_the_last_token_and_one_layer():
         np.testing.assert_array_equal(cache.attend(q, scale=0.25), got)
 
 
+# Bytes of a 64-wide row of one head, sealed (scales and zeros included) and open: formats.md D.
+SEALED = {"f32": 256, "f16": 128, "bf16": 128, "fp8": 66, "int8": 66, "int4": 36}
+OPEN = {"f32": 256}
+
+
+@pytest.mark.parametrize("tokens", [64, 1000, 8192])
+@pytest.mark.parametrize("kv", [*SEALED, "k8v4", "int4-had", "int4,sinks=1,recent=2"])
+def test_the_ledger_is_the_formula_at_any_length(kv, tokens):
+    """SmolLM2-135M's shape: 30 layers, 3 KV heads of 64."""
+    name, _, windows = kv.partition(",")
+    k, v = ("int8", "int4") if name == "k8v4" else (name.removesuffix("-had"),) * 2
+    with octavo.Cache(30, 3, 64, kv=kv, memory="1GiB", threads=2) as cache:
+        chunk = rows(30, 512, 3, 64)
+        for at in range(0, tokens, 512):
+            part = np.ascontiguousarray(chunk[:, : min(512, tokens - at)])
+            cache.append(part, part)
+        found, full = cache.bytes(), tokens // 64
+        kept = min(full, 3) if windows else 0
+        row = OPEN.get(k, 128) + OPEN.get(v, 128)
+        assert found.sealed == (full - kept) * 64 * 90 * (SEALED[k] + SEALED[v])
+        assert found.open == (kept * 64 + -(-(tokens % 64) // 16) * 16) * 90 * row
+        assert found.total - found.sealed - found.open == found.tables < 1 << 20
+
+
 def test_pages_ledger_truncate_and_fork():
     k, v = rows(2, 130, 2, 32), rows(2, 130, 2, 32, 1)
     with octavo.Cache(2, 2, 32, kv="int8", threads=1) as cache:

@@ -180,7 +180,7 @@ def test_the_ledger_is_the_formula(tiny_qwen3, ids, kv, bits):
             assert found.sealed == n // 64 * found.page_bytes
             open_bits = 32 if kv == "f32" else 16
             assert found.open == -(-(n % 64) // 16) * 16 * rows * 2 * open_bits / 8
-            assert found.total == found.sealed + found.open + found.tables + found.scratch
+            assert found.total == found.sealed + found.open + found.tables
             assert "total" in found._repr_html_()
 
 

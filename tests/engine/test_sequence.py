@@ -9,7 +9,7 @@ import pytest
 import octavo
 from octavo.errors import BusyError, ClosedError, NumericalError, OutOfPages
 
-SCHEMES = ["f32", "bf16", "fp8", "int8", "k8v4", "int4", "int4-had", "int4,sinks=1,recent=1"]
+SCHEMES = ["f32", "f16", "bf16", "fp8", "int8", "k8v4", "int4", "int4-had", "int4,sinks=1,recent=1"]
 
 
 def bits(x):

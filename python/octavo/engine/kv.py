@@ -161,10 +161,12 @@ def edit_page(pool: Pool, handle: int, layer: int, index: int) -> Iterator[EditV
 class Ledger:
     """Bytes of a sequence, or of a whole cache.
 
+    Working memory belongs to the process, not to a sequence: ``octavo.memory()["scratch"]``.
+
     Attributes
     ----------
-    sealed, open, tables, scratch : int
-        Sealed pages (shared ones too), open rows, block tables, working memory.
+    sealed, open, tables : int
+        Sealed pages (shared ones too), open rows, block tables.
     sealed_pages, open_units : int
         Counts: pages of 64 tokens, units of 16 open rows.
     page_bytes, unit_bytes : int
@@ -174,7 +176,6 @@ class Ledger:
     sealed: int
     open: int
     tables: int
-    scratch: int
     sealed_pages: int
     open_units: int
     page_bytes: int
@@ -188,8 +189,8 @@ class Ledger:
 
     @property
     def total(self) -> int:
-        """Sum of the four."""
-        return self.sealed + self.open + self.tables + self.scratch
+        """Sum of the three."""
+        return self.sealed + self.open + self.tables
 
     @property
     def sealed_token_bytes(self) -> float:

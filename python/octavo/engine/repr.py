@@ -126,7 +126,6 @@ def ledger_html(ledger: "Ledger") -> str:
         ("sealed", f"{ledger.sealed:,}", f"{ledger.sealed_pages} pages"),
         ("open", f"{ledger.open:,}", f"{ledger.open_units} units of 16 rows"),
         ("tables", f"{ledger.tables:,}", ""),
-        ("scratch", f"{ledger.scratch:,}", ""),
         ("total", f"{ledger.total:,}", f"{ledger.sealed_token_bytes:,.0f} bytes/token sealed"),
     ]
     return html_table(("", "bytes", ""), body)

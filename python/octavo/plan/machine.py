@@ -54,9 +54,7 @@ def tables() -> Tables:
 
 def available_memory() -> int:
     """Return the bytes that this process may still take: free RAM within its cgroup's limit."""
-    found = [_meminfo(), _cgroup("memory.max", "memory.current")]
-    found.append(_cgroup("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"))
-    known = [n for n in found if n is not None]
+    known = [n for n in (_meminfo(), *_cgroups()) if n is not None]
     return min(known) if known else os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
@@ -70,10 +68,30 @@ def _meminfo() -> int | None:
     return None
 
 
-def _cgroup(limit: str, usage: str) -> int | None:
-    root = Path("/sys/fs/cgroup")
+def _cgroups(
+    mount: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")
+) -> list[int]:
+    """What is left in this process's control groups and those they are in, version 2 and 1.
+
+    A container's mount may not show the path that it is told; its own limit is then at the root.
+    """
     try:
-        most, used = (root / limit).read_text(), (root / usage).read_text()
-        return None if most.strip() == "max" else max(0, int(most) - int(used))
-    except (OSError, ValueError):
-        return None
+        lines = [line.split(":", 2) for line in own.read_text().splitlines()]
+    except OSError:
+        lines = []
+    out = []
+    for _, controllers, path in lines:
+        if not controllers:
+            base, names = mount, ("memory.max", "memory.current")
+        elif "memory" in controllers.split(","):
+            base, names = mount / "memory", ("memory.limit_in_bytes", "memory.usage_in_bytes")
+        else:
+            continue
+        group = base / path.lstrip("/")
+        for folder in (group, *(p for p in group.parents if p == base or base in p.parents)):
+            try:
+                most, used = ((folder / name).read_text() for name in names)
+                out.append(max(0, int(most) - int(used)))  # "max" is no number
+            except (OSError, ValueError):
+                continue
+    return out
