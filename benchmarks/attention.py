@@ -13,10 +13,9 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 import numpy as np
-from common import copy_stream, machine, timed, write
+from common import machine, timed, write
 
 import octavo
-from octavo._core import default_threads
 
 
 def main() -> None:
@@ -29,8 +28,7 @@ def main() -> None:
     args = parser.parse_args()
     heads, kv_heads = args.heads
     d, rng = args.head_dim, np.random.default_rng(0)
-    about, rows, stream = machine(), [], copy_stream(default_threads())
-    print(f"copy stream {stream:.1f} GB/s (read and written)")
+    about, rows = machine(), []
     for kv in args.kv:
         for context in args.context:
             with octavo.Cache(1, kv_heads, d, kv=kv) as cache:
@@ -46,8 +44,10 @@ def main() -> None:
                     row |= {"heads": heads, "kv_heads": kv_heads, "head_dim": d}
                     row |= {"stored_bytes": stored, "gbs": stored / seconds / 1e9}
                     row |= {"gops": 4 * m * heads * d * context / seconds / 1e9}
+                    stream = octavo.machine(seconds=0.1, refresh=True).read_bytes / 1e9
                     row |= {"stream_gbs": stream}
-                    shown = f"{row['gbs']:7.1f} GB/s {row['gops']:8.1f} Gop/s"
+                    shown = f"{row['gbs']:7.1f} GB/s {100 * row['gbs'] / stream:5.1f} % of stream"
+                    shown += f" {row['gops']:8.1f} Gop/s"
                     print(f"{kv:<9} context {context:<6} m{m:<4} {shown}")
                     rows.append(row)
     write("attention", rows, about)

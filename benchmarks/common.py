@@ -28,6 +28,8 @@ def machine() -> dict[str, Any]:
     lines = [line.partition(":") for line in cpu.splitlines()]
     facts = {key.strip(): value.strip() for key, _, value in reversed(lines)}
     have = set(facts.get("flags", "").split())
+    from octavo.plan.machine import last_level_cache
+
     return {
         "cpu": facts.get("model name", platform.processor() or platform.machine()),
         "flags": [f for f in FLAGS if f in have],
@@ -40,15 +42,6 @@ def machine() -> dict[str, Any]:
         "commit": _commit(),
         "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
-
-
-def last_level_cache() -> int:
-    """Return the bytes of the largest cache that the CPU reports; 32 MiB if it reports none."""
-    sizes = []
-    for path in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size"):
-        text = path.read_text().strip()
-        sizes.append(int(text[:-1]) << {"K": 10, "M": 20, "G": 30}[text[-1]])
-    return max(sizes, default=32 << 20)
 
 
 def _first_line(command: list[str]) -> str | None:
@@ -105,21 +98,3 @@ def write(name: str, rows: list[dict[str, Any]], about: dict[str, Any]) -> Path:
             file.write(json.dumps(row | {"machine": about}) + "\n")
     print(f"{len(rows)} rows to {path}", file=sys.stderr)
     return path
-
-
-def copy_stream(threads: int, mib: int = 256) -> float:
-    """Return the best copy bandwidth of `threads` threads over large arrays, GB/s both ways."""
-    from concurrent.futures import ThreadPoolExecutor
-
-    import numpy as np
-
-    size = (mib << 20) // 8 // threads
-    pairs = [(np.zeros(size), np.ones(size)) for _ in range(threads)]
-
-    def sweep(pool: ThreadPoolExecutor) -> None:
-        list(pool.map(lambda p: np.copyto(*p), pairs))
-
-    with ThreadPoolExecutor(threads) as pool:
-        sweep(pool)
-        best = min(seconds(lambda: sweep(pool)) for _ in range(5))
-    return 2 * 8 * size * threads / best / 1e9

@@ -3,7 +3,8 @@
     python benchmarks/linear.py [--weights q4g32 w8g32 bf16] [--rows 1 128]
 
 Matrices rotate through more than twice the last-level cache that the CPU reports (or --most-mib),
-so that m = 1 reads memory. Bytes are those stored, scales included; ops are 2*m*n*k.
+so that m = 1 reads memory. Bytes are those stored, scales included; ops are 2*m*n*k, beside the
+roofs measured just after: the peak of byte products, or of float fma for a32.
 """
 
 import argparse
@@ -15,10 +16,9 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 import numpy as np
-from common import copy_stream, last_level_cache, machine, timed, write
+from common import machine, timed, write
 
 import octavo
-from octavo._core import default_threads
 
 
 def layers(scheme: str, act: str, n: int, k: int, nbytes: int) -> list[Any]:
@@ -39,9 +39,8 @@ def main() -> None:
     parser.add_argument("--most-mib", type=int, default=512, help="limit on the rotation")
     args = parser.parse_args()
     n, k = args.shape
-    about, rows, stream = machine(), [], copy_stream(default_threads())
-    print(f"copy stream {stream:.1f} GB/s (read and written)")
-    target = min(2 * last_level_cache(), args.most_mib << 20)
+    about, rows = machine(), []
+    target = min(2 * about["llc_bytes"], args.most_mib << 20)
     for scheme, act in itertools.product(args.weights, args.act):
         if scheme in {"bf16", "f16", "f32"} and act != "a32":
             continue  # float formats read exact activations
@@ -55,8 +54,12 @@ def main() -> None:
             row |= {"bench": "linear", "weights": scheme, "act": act, "m": m, "n": n, "k": k}
             row |= {"stored_bytes": stored, "rotation_bytes": stored * len(rotation)}
             row |= {"gbs": stored / seconds / 1e9, "gops": 2 * m * n * k / seconds / 1e9}
-            row |= {"stream_gbs": stream}
-            print(f"{scheme:<7} {act:<6} m{m:<4} {row['gbs']:7.1f} GB/s {row['gops']:8.1f} Gop/s")
+            roofs = octavo.machine(seconds=0.1, refresh=True)  # of this very moment
+            peak = roofs.f32_ops if act == "a32" else roofs.int8_ops
+            row |= {"stream_gbs": roofs.read_bytes / 1e9, "peak_gops": peak / 1e9}
+            read, done = 100 * row["gbs"] / row["stream_gbs"], 100 * row["gops"] / row["peak_gops"]
+            print(f"{scheme:<7} {act:<6} m{m:<4} {row['gbs']:7.1f} GB/s {read:5.1f} % of stream, "
+                  f"{row['gops']:8.1f} Gop/s {done:5.1f} % of peak")  # fmt: skip
             rows.append(row)
     write("linear", rows, about)
 

@@ -3,7 +3,7 @@
     python benchmarks/model.py [--model smollm2-135m] [--kv bf16 int8 int4] [--context 0 1024 8000]
 
 Schemes are interleaved, round by round. Decode rates also give the bytes that a step must read
-(weights once, plus the KV cache at that context) as GB/s beside a copy stream measured in the same
+(weights once, plus the KV cache at that context) as GB/s beside a read stream measured in the same
 process just before.
 """
 
@@ -17,7 +17,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 import numpy as np
-from common import copy_stream, machine, write
+from common import machine, write
 
 import octavo
 
@@ -61,8 +61,9 @@ def main() -> None:
         count = max(args.context) + args.prefill + args.decode
         ids = rng.integers(0, base.spec.vocab, count).tolist()
         threads = base.runtime.threads
-        stream = copy_stream(threads)
-        print(f"copy stream {stream:.1f} GB/s (read and written), {base.runtime.isa}")
+        roofs = octavo.machine(threads, refresh=True)
+        stream = roofs.read_bytes / 1e9
+        print(roofs)
         for act in args.act:
             llms = {kv: base.variant(kv=kv, act=act) for kv in args.kv}
             rows += measure(llms, ids, args, {"act": act, "stream_gbs": stream})

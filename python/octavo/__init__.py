@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from .engine.sequence import Sequence
     from .hub import pull
     from .scheme import KVScheme, WeightScheme
-    from .survey import kernels, memory
+    from .survey import Machine, kernels, machine, memory
 
 # Name to the module that has it.
 _LAZY = {
@@ -34,7 +34,8 @@ _LAZY = {
     "RequestOutput": "engine.outputs", "CompletionOutput": "engine.outputs",
     "Cache": "engine.arrays", "Linear": "engine.arrays",
     "KVScheme": "scheme", "WeightScheme": "scheme",
-    "pull": "hub", "kernels": "survey", "memory": "survey", "__version__": "_core",
+    "pull": "hub", "kernels": "survey", "memory": "survey",
+    "machine": "survey", "Machine": "survey", "__version__": "_core",
 }  # fmt: skip
 
 __all__ = [
@@ -46,6 +47,7 @@ __all__ = [
     "CompletionOutput",
     "KVScheme",
     "Linear",
+    "Machine",
     "NumericalError",
     "OutOfPages",
     "RequestOutput",
@@ -56,6 +58,7 @@ __all__ = [
     "WeightScheme",
     "errors",
     "kernels",
+    "machine",
     "memory",
     "pull",
 ]

@@ -1,6 +1,93 @@
-"""Looking at the machine and at this process: kernels by column, memory by purpose."""
+"""Looking at the machine and at this process: kernels by column, roofs, memory by purpose."""
 
+import threading
+from dataclasses import dataclass
 from typing import Any
+
+from .plan.machine import available_memory, last_level_cache
+
+_roofs: "dict[tuple[int, str], Machine]" = {}
+_roofs_lock = threading.Lock()
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What this machine reaches at best, for figures to be compared with.
+
+    Attributes
+    ----------
+    cpu, isa : str
+        Processor, and the column of kernels that was measured.
+    threads : int
+    last_level_cache : int
+        Bytes that the processor reports, of a whole socket on many virtual machines.
+    int8_ops, f32_ops : float
+        Operations per second in registers, a multiply-add counting as two: bytes (u8 x s8 into
+        32 bits) and float32.
+    read_bytes : float
+        Bytes per second read from memory.
+    """
+
+    cpu: str
+    isa: str
+    threads: int
+    last_level_cache: int
+    int8_ops: float
+    f32_ops: float
+    read_bytes: float
+
+    def __str__(self) -> str:
+        return (
+            f"{self.cpu}, {self.isa}, {self.threads} threads: "
+            f"int8 {self.int8_ops / 1e9:,.0f} Gop/s, f32 {self.f32_ops / 1e9:,.0f} Gop/s, "
+            f"read {self.read_bytes / 1e9:.1f} GB/s"
+        )
+
+
+def machine(
+    threads: int | None = None, isa: str | None = None, *, seconds: float = 0.2,
+    refresh: bool = False,
+) -> Machine:  # fmt: skip
+    """Measure the roofs of this machine on a pool of threads of its own.
+
+    Measured once per process, thread count and column, since it takes a second; neighbours on a
+    virtual machine move the figures within minutes, so measure again (`refresh`) beside what is to
+    be compared.
+
+    Parameters
+    ----------
+    threads : int, optional
+        Default: as an LLM takes them.
+    isa : str, optional
+        Cap, as ``OCTAVO_ISA``.
+    seconds : float
+        For each of the three.
+    refresh : bool
+        Measure again.
+
+    Raises
+    ------
+    ValueError, UnsupportedError
+        For thread counts and columns that `LLM` refuses too.
+    """
+    from octavo import _core
+
+    if threads is not None and threads < 1:
+        raise ValueError(f"machine: threads must be at least 1, not {threads}")
+    runtime = _core.Runtime(threads or 0, isa)
+    try:
+        key = runtime.threads, runtime.isa
+        with _roofs_lock:
+            if refresh or key not in _roofs:
+                cache = last_level_cache()
+                nbytes = max(1 << 20, min(max(3 * cache, 64 << 20), available_memory() // 4))
+                _roofs[key] = Machine(
+                    runtime.cpu, runtime.isa, runtime.threads, cache,
+                    **runtime.roofs(nbytes, seconds),
+                )  # fmt: skip
+            return _roofs[key]
+    finally:
+        runtime.close()
 
 
 def kernels(isa: str | None = None) -> Any:

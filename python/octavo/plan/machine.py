@@ -52,6 +52,18 @@ def tables() -> Tables:
     return Tables(bits("page"), bits("weight"), kinds("page", "scores"), kinds("weight", "linear"))
 
 
+def last_level_cache() -> int:
+    """Return the bytes of the largest cache that the processor reports, else 32 MiB."""
+    sizes = []
+    for path in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size"):
+        try:
+            text = path.read_text().strip()
+            sizes.append(int(text[:-1]) << {"K": 10, "M": 20, "G": 30}[text[-1]])
+        except (OSError, ValueError, KeyError, IndexError):
+            continue
+    return max(sizes, default=32 << 20)
+
+
 def available_memory() -> int:
     """Return the bytes that this process may still take: free RAM within its cgroup's limit."""
     known = [n for n in (_meminfo(), *_cgroups()) if n is not None]
