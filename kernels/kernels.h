@@ -160,7 +160,13 @@ typedef struct {
 } oct_weight_kernels;
 
 /* ---------------------------------------------------------------------------------------------
- * Page formats. A block is the bytes of one (page, layer, KV head, segment): 64 tokens x d. */
+ * Page formats. A block is the bytes of one (page, layer, KV head, segment): 64 tokens x d.
+ *
+ * Any bytes are a page, not only those that `seal` writes: editors set scales of any sign, zero,
+ * subnormal, infinite or NaN, and codes of any bits (int8: -128 too). `decode`, `scores` and `mix`
+ * are defined for all of them, and every column gives the scalar column's bits; only the sign and
+ * payload of a NaN are free. In the forms q8 and q8x2 a weight p_t * s_t that is not finite makes
+ * that query's group NaN. */
 
 /* One stored part of a block, enough for a zero-copy view and for unpacking it: memory holds
  * shape[0..ndim) elements in C order at `offset`. If split > 1 every byte holds `split` codes, low

@@ -88,7 +88,7 @@ OCT_INLINE __m256 oct_widen_e4m3(__m256i e)
     return _mm256_castsi256_ps(_mm256_or_si256(v, sign));
 }
 
-/* The k-th value of each dword. The product with s is exact, so the fused step rounds once. */
+/* The k-th value of each dword: as the scalar column, int4 by a fused step, others by a product. */
 OCT_INLINE __m256 oct_value_of(oct_code code, __m256i dword, int k, __m256 s, __m256 z, bool scaled)
 {
     const int shift = code == OCT_CODE_INT4 ? k % 4 * 8 + k / 4 * 4 : k * 8;

@@ -106,7 +106,7 @@ OCT_INLINE void oct_codes_of(oct_code code, __m512i dword, __m512 x[8])
     }
 }
 
-/* A product of code and scale is exact, so the fused step rounds once like the two. */
+/* As the scalar column: int4 by one fused step, the others by one product. */
 OCT_INLINE __m512 oct_value_of(oct_code code, __m512 q, __m512 s, __m512 z, bool scaled)
 {
     if (!scaled) return q;

@@ -4,10 +4,11 @@
  * dot_avx2.h and dot_avx512.h. A format gives its codes by a function, and its scales and zeros.
  *   scores  per group g ascending: I = sum Q*code; acc = fma(I, s, acc), then with zeros
  *           acc = fma(sum Q, z, acc); score = acc * sq.
- *   mix     per group: w_t = p_t * s_t, P_t = rne(w_t * (N / max w)), sp = max w / N with N = 127
- *           or 16256; I = sum P * (code - centre); o[c] = fma(I, sp, o[c]); then with zeros
+ *   mix     per group: w_t = p_t * s_t, m = max |w_t|, P_t = rne(w_t * (N / m)), sp = m / N with
+ *           N = 127 or 16256; I = sum P * (code - centre); o[c] = fma(I, sp, o[c]); then with zeros
  *           zc_t = fma(centre, s_t, z_t), zacc = reduce(p_t, zc_t), o[c] += zacc.
- * Tokens at and past visible[i] take no part: neither their p nor their scale is used. */
+ * Tokens at and past visible[i] take no part: neither their p nor their scale is used. Scales
+ * have any sign (edited pages), so P is in -N..N; a w_t that is not finite makes the group NaN. */
 #ifndef OCT_PAGE_DOT_H
 #define OCT_PAGE_DOT_H
 
@@ -15,7 +16,7 @@
 
 #include "kernels/page/page.h"
 
-/* Below this max w counts as 0: N / max w must stay finite. */
+/* Below this m counts as 0: N / m must stay finite. */
 #define OCT_DOT_TINY 0x1p-100f
 
 typedef struct {

@@ -1,9 +1,11 @@
 /* dot_avx2.h: the forms q8 and q8x2 by pairs of bytes, for biased byte codes and for nibbles.
  *
  * vpmaddubsw adds two products of an unsigned and a signed byte and saturates at 16 bits, so no
- * product of 255 may enter: byte codes are taken back to signed w. scores uses |w| and the query
- * with w's sign (2 * 128 * 127 = 32512), mix the probability (0..127) and w (32512 again); nibbles
- * are unsigned already (2 * 15 * 127). Widening to 32 bits follows at once, so integers are exact.
+ * product of 255 may enter: byte codes are taken back to signed w, the unsigned side is |w|, and
+ * the other byte b takes w's sign (2 * 128 * 127 = 32512). Where no b is negative, as with the
+ * probabilities of a page whose scales are as sealed, b itself is the unsigned side and the sign is
+ * saved; an edited page may have negative scales, hence negative P. Nibbles are unsigned already
+ * (2 * 15 * 127). Widening to 32 bits follows at once, so integers are exact.
  * A tile is up to four code rows (q8x2: two queries) by two vectors of eight tokens or channels. */
 #ifndef OCT_PAGE_DOT_AVX2_H
 #define OCT_PAGE_DOT_AVX2_H
@@ -21,15 +23,16 @@ OCT_INLINE __m256i oct_four_bytes(const int8_t *x)
     return _mm256_set1_epi32(four);
 }
 
-/* Pair sums of codes and the broadcast bytes b, in 16 bits. */
-OCT_INLINE __m256i oct_dot_pairs(__m256i w, __m256i size, __m256i b, int bits, bool probs)
+/* Pair sums of codes and the broadcast bytes b in -127..127, in 16 bits. `natural`: no b < 0. */
+OCT_INLINE __m256i oct_dot_pairs(__m256i w, __m256i size, __m256i b, int bits, bool natural)
 {
     if (bits == 4) return _mm256_maddubs_epi16(w, b);
-    return probs ? _mm256_maddubs_epi16(b, w) : _mm256_maddubs_epi16(size, _mm256_sign_epi8(b, w));
+    return natural ? _mm256_maddubs_epi16(b, w)
+                   : _mm256_maddubs_epi16(size, _mm256_sign_epi8(b, w));
 }
 
 /* acc[r][v] += the dots of one line of codes: four (or eight) steps along the contraction. */
-OCT_INLINE void oct_dot_line(__m256i acc[OCT_DOT_ROWS][2], int rows, int bits, bool probs,
+OCT_INLINE void oct_dot_line(__m256i acc[OCT_DOT_ROWS][2], int rows, int bits, bool natural,
                              const uint8_t *line, const int8_t *const *x, int at)
 {
     const __m256i low = _mm256_set1_epi8(15), one = _mm256_set1_epi16(1);
@@ -48,7 +51,7 @@ OCT_INLINE void oct_dot_line(__m256i acc[OCT_DOT_ROWS][2], int rows, int bits, b
         const __m256i b = oct_four_bytes(x[r] + at);
         const __m256i b2 = bits == 4 ? oct_four_bytes(x[r] + at + 4) : b;
         for (int v = 0; v < 2; v++) {
-            __m256i pairs = oct_dot_pairs(w[0][v], w[1][v], b, bits, probs);
+            __m256i pairs = oct_dot_pairs(w[0][v], w[1][v], b, bits, natural);
             if (bits == 4) pairs = _mm256_add_epi16(pairs, _mm256_maddubs_epi16(w[1][v], b2));
             acc[r][v] = _mm256_add_epi32(acc[r][v], _mm256_madd_epi16(pairs, one));
         }
@@ -56,13 +59,13 @@ OCT_INLINE void oct_dot_line(__m256i acc[OCT_DOT_ROWS][2], int rows, int bits, b
 }
 
 /* The dots of `rows` code rows with 16 tokens or channels over n codes, lines `step` apart. */
-OCT_INLINE void oct_dot_run(int32_t out[OCT_DOT_ROWS][16], int rows, int bits, bool probs,
+OCT_INLINE void oct_dot_run(int32_t out[OCT_DOT_ROWS][16], int rows, int bits, bool natural,
                             const uint8_t *line, size_t step, const int8_t *const *x, int n)
 {
     __m256i acc[OCT_DOT_ROWS][2];
     for (int r = 0; r < rows; r++) acc[r][0] = acc[r][1] = _mm256_setzero_si256();
     for (int at = 0; at < n; at += 32 / bits, line += step)
-        oct_dot_line(acc, rows, bits, probs, line, x, at);
+        oct_dot_line(acc, rows, bits, natural, line, x, at);
     for (int r = 0; r < rows; r++)
         for (int v = 0; v < 2; v++) _mm256_store_si256((__m256i *)&out[r][8 * v], acc[r][v]);
 }
@@ -152,6 +155,7 @@ typedef struct {
     _Alignas(32) int8_t code[2][OCT_PAGE_TOKENS];
     int32_t sum;
     float scale, zero;
+    bool natural; /* no code is negative */
 } oct_dot_prob;
 
 OCT_INLINE void oct_prob_bytes(int8_t *out, const __m256i *x)
@@ -192,13 +196,14 @@ OCT_INLINE void oct_probs(oct_dot_prob *out, const float *p, const float *s, con
     const bool none = !oct_finite_bits(bits) || most < OCT_DOT_TINY;
     out->scale = !oct_finite_bits(bits) ? NAN : none ? 0.0f : most / steps;
     const __m256 ratio = _mm256_set1_ps(none ? 0.0f : steps / most);
-    __m256i sum = _mm256_setzero_si256();
+    __m256i sum = _mm256_setzero_si256(), any = sum;
     for (int v = 0; v < 8; v += 2) {
         __m256i q[2], lo[2];
         for (int h = 0; h < 2; h++) {
             q[h] = none ? _mm256_setzero_si256()
                         : _mm256_cvtps_epi32(_mm256_mul_ps(w[v + h], ratio));
             sum = _mm256_add_epi32(sum, q[h]);
+            any = _mm256_or_si256(any, q[h]);
             lo[h] = _mm256_and_si256(q[h], _mm256_set1_epi32(127));
             if (terms == 2) q[h] = _mm256_srai_epi32(q[h], 7);
         }
@@ -210,6 +215,7 @@ OCT_INLINE void oct_probs(oct_dot_prob *out, const float *p, const float *s, con
     _mm256_store_si256((__m256i *)parts, sum);
     _mm256_store_ps(acc, zacc[0]);
     _mm256_store_ps(acc + 8, zacc[1]);
+    out->natural = !_mm256_movemask_ps(_mm256_castsi256_ps(any));
     out->sum = 0;
     for (int j = 0; j < 8; j++) out->sum += parts[j];
     out->zero = zc ? oct_reduce_tree(acc) : 0.0f;
@@ -217,13 +223,14 @@ OCT_INLINE void oct_probs(oct_dot_prob *out, const float *p, const float *s, con
 
 /* 16 channels from c on, all tokens of the first `units` units. */
 OCT_INLINE void oct_mix_channels(const oct_mix_args *a, oct_dot_page page, int bits, int terms,
-                                 int queries, int i0, int c, int units, const oct_dot_prob *prob)
+                                 int queries, bool natural, int i0, int c, int units,
+                                 const oct_dot_prob *prob)
 {
     const int8_t *x[OCT_DOT_ROWS];
     _Alignas(32) int32_t dots[OCT_DOT_ROWS][16];
     for (int r = 0; r < queries * terms; r++) x[r] = prob[r / terms].code[r % terms];
-    oct_dot_run(dots, queries * terms, bits, true, page.codes + (size_t)c * 4, (size_t)a->d * 4, x,
-                units * OCT_UNIT_TOKENS);
+    oct_dot_run(dots, queries * terms, bits, natural, page.codes + (size_t)c * 4, (size_t)a->d * 4,
+                x, units * OCT_UNIT_TOKENS);
     for (int r = 0; r < queries; r++) {
         /* Byte codes entered as signed; nibbles are centred here. */
         const __m256i centre = _mm256_set1_epi32(bits == 4 ? 8 * prob[r].sum : 0);
@@ -253,11 +260,19 @@ OCT_INLINE void oct_mix_tile(const oct_mix_args *a, int bits, int terms, int que
             const __m256 zero = oct_widen_bf16(page.zeros + g * OCT_PAGE_TOKENS + t);
             _mm256_store_ps(zc + t, _mm256_fmadd_ps(_mm256_set1_ps(8.0f), scale, zero));
         }
-        for (int r = 0; r < queries; r++)
+        bool natural = true;
+        for (int r = 0; r < queries; r++) {
             oct_probs(&prob[r], a->p + (size_t)(i0 + r) * a->ldp, s, bits == 4 ? zc : NULL,
                       a->visible[i0 + r], terms);
-        for (int c = g * group; c < (g + 1) * group; c += 16)
-            oct_mix_channels(a, page, bits, terms, queries, i0, c, units, prob);
+            natural = natural && prob[r].natural;
+        }
+        /* Two copies of the loop, for nibbles one: they take any sign. */
+        if (bits == 4 || natural)
+            for (int c = g * group; c < (g + 1) * group; c += 16)
+                oct_mix_channels(a, page, bits, terms, queries, true, i0, c, units, prob);
+        else
+            for (int c = g * group; c < (g + 1) * group; c += 16)
+                oct_mix_channels(a, page, bits, terms, queries, false, i0, c, units, prob);
     }
 }
 

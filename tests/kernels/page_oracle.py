@@ -86,8 +86,8 @@ def encode(fmt, x):
 def decode(fmt, codes, scale, zero=None):
     g = codes.shape[1] // scale.shape[1]
     value = codes.astype(np.uint8).view(E4M3) if fmt == "fp8" else codes
-    value = value.astype(F32) * np.repeat(scale, g, axis=1)
-    return value if zero is None else value + np.repeat(zero, g, axis=1)
+    value, scale = value.astype(F32), np.repeat(scale, g, axis=1)
+    return value * scale if zero is None else fma(value, scale, np.repeat(zero, g, axis=1))
 
 
 def pack(fmt, role, codes, scale, zero):
@@ -189,8 +189,28 @@ def mix_f(p, x, visible, o, scale=None):
     out = o.copy()
     for t in range(int(visible.max())):
         w = p[:, t] if scale is None else p[:, t] * scale[t]
-        out = fma(w[:, None], x[t], out)
+        out = np.where((t < visible)[:, None], fma(w[:, None], x[t], out), out)
     return out
+
+
+# ---- either form, from what a page holds: codes, scales, zeros (None without) --------------------
+
+
+def page_scores(fmt, form, codes, scale, zero, q, visible):
+    if form != "f32":
+        steps = 127 if form == "q8" else 16256
+        return scores_q(*quantize_rows(q, steps), codes, scale, zero, visible)
+    if zero is None and scale.shape[1] == 1:
+        return scores_f(q, decode(fmt, codes, np.ones_like(scale)), visible, scale[:, 0])
+    return scores_f(q, decode(fmt, codes, scale, zero), visible)
+
+
+def page_mix(fmt, form, codes, scale, zero, p, visible, o):
+    if form != "f32":
+        return mix_q(p, 127 if form == "q8" else 16256, codes, scale, zero, visible, o)
+    if zero is None and scale.shape[1] == 1:
+        return mix_f(p, decode(fmt, codes, np.ones_like(scale)), visible, o, scale[:, 0])
+    return mix_f(p, decode(fmt, codes, scale, zero), visible, o)
 
 
 # ---- the probe, with aligned blocks and poison ---------------------------------------------------

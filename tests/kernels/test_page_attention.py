@@ -42,30 +42,15 @@ def probabilities(n, visible, r):
 
 
 def want_scores(fmt, form, rows, q, visible):
-    d = rows.shape[1]
     if fmt in PLAIN:
         return po.scores_f(q, rows, visible)
-    codes, scale, zero, _ = po.encode(fmt, rows)
-    if form != "f32":
-        steps = 127 if form == "q8" else 16256
-        return po.scores_q(*po.quantize_rows(q, steps), codes, scale, zero, visible)
-    if zero is None and po.group(d) == d:
-        bare = po.decode(fmt, codes, np.ones_like(scale))
-        return po.scores_f(q, bare, visible, scale[:, 0])
-    return po.scores_f(q, po.decode(fmt, codes, scale, zero), visible)
+    return po.page_scores(fmt, form, *po.encode(fmt, rows)[:3], q, visible)
 
 
 def want_mix(fmt, form, rows, p, visible, o):
-    d = rows.shape[1]
     if fmt in PLAIN:
         return po.mix_f(p, rows, visible, o)
-    codes, scale, zero, _ = po.encode(fmt, rows)
-    if form != "f32":
-        return po.mix_q(p, 127 if form == "q8" else 16256, codes, scale, zero, visible, o)
-    if zero is None and po.group(d) == d:
-        bare = po.decode(fmt, codes, np.ones_like(scale))
-        return po.mix_f(p, bare, visible, o, scale[:, 0])
-    return po.mix_f(p, po.decode(fmt, codes, scale, zero), visible, o)
+    return po.page_mix(fmt, form, *po.encode(fmt, rows)[:3], p, visible, o)
 
 
 @pytest.mark.parametrize("d", WIDTHS)

@@ -15,7 +15,8 @@
  *   give two lines of bytes in the order of int8.
  * seal    zero = min + 0, scale = bf16_up((max - zero) / 15), code = rne((x - zero) / scale),
  *         clamped to 0..15.
- * decode  one rounding: the product is exact.
+ * decode  fma(code, scale, zero): one rounding, and no product that overflows on its own where an
+ *         editor of the page wrote scales near the end of the range.
  * mix     uses code - 8 and zc = fma(8, scale, zero), so that rounding a probability is multiplied
  *         by a small code; zacc = reduce(p_t, zc_t) in the shape of oct_reduce_tree (t = j, j+16,
  *         ... in accumulator j): a serial chain of 64 would cost more than the page's dots. */

@@ -89,7 +89,7 @@ static oct_kstatus decode(const oct_decode_args *a)
             const int at = c / group * OCT_PAGE_TOKENS + t;
             const float s = oct_bf16_to_f32(scales[at]), z = oct_bf16_to_f32(zeros[at]);
             const float q = (float)code_at(a->block, a->role, a->d, t, c);
-            a->out[oct_page_image(a->role, a->d, t, c)] = q * s + z;
+            a->out[oct_page_image(a->role, a->d, t, c)] = fmaf(q, s, z);
         }
     return OCT_K_OK;
 }
