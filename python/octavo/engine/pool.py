@@ -5,12 +5,16 @@ wait here until the next call.
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
+from weakref import WeakSet
 
 from octavo import _core
 from octavo.errors import BusyError, ClosedError
 from octavo.model import LayerShape
 from octavo.scheme import KVScheme
+
+if TYPE_CHECKING:
+    from .kv import Loan
 
 PAGE_TOKENS = 64
 
@@ -24,6 +28,8 @@ class Pool:
     scheme : KVScheme
     shapes : tuple of LayerShape
     budget : int
+    loans : WeakSet of Loan
+        Edits that were begun on its pages.
     """
 
     def __init__(self, runtime: Any, shapes: Sequence[LayerShape], scheme: KVScheme, budget: int,
@@ -33,6 +39,7 @@ class Pool:
         self.budget = budget
         # The index is only sound where every page before a query is read sealed.
         self.prefix = prefix and not scheme.sink_pages and not scheme.recent_pages
+        self.loans: WeakSet[Loan] = WeakSet()
         self._discarded: list[int] = []
         self.core = _core.Cache(
             runtime, scheme.core_layers(self.shapes), budget=budget,
