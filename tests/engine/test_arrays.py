@@ -6,7 +6,7 @@ import pytest
 from oracle.forward import causal_attention
 
 import octavo
-from octavo.errors import ClosedError, NumericalError, OutOfPages
+from octavo.errors import BusyError, ClosedError, NumericalError, OutOfPages
 
 
 def rows(layers, n, heads, width, seed=0):
@@ -71,6 +71,20 @@ def test_pages_ledger_truncate_and_fork():
         with pytest.raises(ClosedError):
             other.append(k, v)
     assert cache.closed and repr(cache) == "<closed Cache>"
+
+
+def test_a_close_that_is_refused_changes_nothing():
+    k = rows(1, 64, 2, 32)
+    with octavo.Cache(1, 2, 32, kv="int8", threads=1) as cache:
+        cache.append(k, k)
+        view = cache.page(0, 0).k.codes
+        with pytest.raises(BufferError, match="nothing was changed"):
+            cache.close()
+        del view
+        with cache.edit(0, 0), pytest.raises(BusyError, match="nothing was changed"):
+            cache.close()
+        assert not cache.closed and len(cache) == 64
+        cache.append(k, k)
 
 
 def test_reencoding_between_caches():

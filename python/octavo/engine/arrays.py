@@ -125,8 +125,16 @@ class Cache:
         return self._pool.core.closed
 
     def close(self) -> None:
-        """Free the pages; idempotent. `BufferError` while views hold one: nothing is changed."""
-        self._pool.core.close()
+        """Free the pages; idempotent.
+
+        Raises
+        ------
+        BufferError
+            While NumPy views hold pages. Nothing is changed.
+        BusyError
+            While another call runs, or a page is under edit. Nothing is changed.
+        """
+        self._pool.close()
 
     def __enter__(self) -> "Cache":
         return self

@@ -47,6 +47,22 @@ class Pool:
             prefix=self.prefix,
         )  # fmt: skip
 
+    def check_idle(self, what: str) -> None:
+        """Raise `BusyError` if a page is under edit, `BufferError` if views hold one."""
+        if self.core.closed:
+            return
+        if any(loan.out for loan in self.loans):
+            raise BusyError(f"{what}: a page is under edit; nothing was changed")
+        if views := self.core.ledger()["pins"]:
+            raise BufferError(
+                f"{what}: {views} views of pages are alive; delete them first, nothing was changed"
+            )
+
+    def close(self) -> None:
+        """Free the pages; idempotent. What `check_idle` raises changes nothing."""
+        self.check_idle("close")
+        self.core.close()
+
     def discard(self, handle: int) -> None:
         """Release a sequence whatever holds its pages; later, if the cache is busy now."""
         try:
