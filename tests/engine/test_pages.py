@@ -7,7 +7,7 @@ import pytest
 from oracle.forward import causal_attention
 
 import octavo
-from octavo.errors import BusyError, ClosedError, UnsupportedError
+from octavo.errors import BusyError, ClosedError, StaleHandleError, UnsupportedError
 
 KV = ["f32", "f16", "bf16", "fp8", "int8", "int4", "int4-had"]
 
@@ -179,6 +179,74 @@ def no_gc():
     gc.disable()
     yield
     gc.enable()
+
+
+@pytest.mark.core
+def test_a_page_is_decoded_while_its_sequence_goes_on(llm, ids):
+    """Appending more than a step's rows gives the sequence another handle; its pages stay."""
+    with llm.variant(kv="int4-had") as model, model.prefill(ids[:150]) as seq:
+        pages = [seq.kv.page(1, i) for i in range(3)]
+        want = [[getattr(p, side).dequantize(b) for side in "kv" for b in ("stored", "model")]
+                for p in pages]  # fmt: skip
+        handle = seq._handle
+        for more in ([], ids[150:153], ids[153:290]):
+            seq.append(more)
+            still = pages[: 3 if len(seq) < 192 else 2]
+            for page, values in zip(still, want, strict=False):
+                for side, (stored, basis) in zip("kv", (values[:2], values[2:]), strict=True):
+                    part = getattr(page, side)
+                    np.testing.assert_array_equal(part.dequantize(), stored)
+                    np.testing.assert_array_equal(part.dequantize("model"), basis)
+        assert seq._handle != handle
+        with pytest.raises(StaleHandleError, match=r"page 2 of layer 1 .* sealed"):
+            pages[2].k.dequantize()
+        assert model.prefill(ids[:64]).kv.page(0, 0).k.dequantize().shape == (2, 64, 16)
+
+
+def test_a_page_that_is_gone_is_not_decoded(llm, ids):
+    with llm.variant(kv="int8") as model:
+        seq = model.prefill(ids[:150])
+        first, cut, tail = (seq.kv.page(0, i) for i in range(3))
+        seq.truncate(140)
+        assert cut.k.dequantize().any()
+        with pytest.raises(StaleHandleError, match="page 2"):
+            tail.k.dequantize()
+        seq.truncate(100)
+        with pytest.raises(StaleHandleError, match="page 1"):
+            cut.v.dequantize()
+        seq.append(ids[:60])
+        for gone in (cut.v, tail.k):
+            with pytest.raises(StaleHandleError, match="again"):
+                gone.dequantize()
+        shared = seq.fork()
+        with seq.kv.edit(0, 0) as page:
+            held = page.v.codes
+            assert page.k.dequantize().shape == (2, 64, 16)
+            del held
+        with pytest.raises(ClosedError, match="ended"):
+            page.k.dequantize()
+        with pytest.raises(StaleHandleError, match="edited"):
+            first.k.dequantize()  # it is of the other sequence, which shared it
+        assert (shared.kv.page(0, 0).k.codes == first.k.codes).all()
+        now = seq.kv.page(0, 0)
+        seq.close()
+        with pytest.raises(ClosedError, match="closed"):
+            now.k.dequantize()
+        now = shared.kv.page(0, 0)
+    with pytest.raises(ClosedError, match="closed"):
+        now.k.dequantize()
+    rows = np.ones((1, 100, 2, 32), np.float32)
+    with octavo.Cache(1, 2, 32, threads=1) as cache:
+        cache.append(rows, rows)
+        page = cache.page(0, 0)
+        cache.truncate(0)
+        cache.append(rows * 2, rows)
+        with pytest.raises(StaleHandleError):
+            page.k.dequantize()
+        page = cache.page(0, 0)
+        cache.first.close()
+        with pytest.raises(ClosedError, match="closed"):
+            page.k.dequantize()
 
 
 def edit_of(thing):

@@ -156,6 +156,7 @@ class CacheSequence:
 
     def __init__(self, pool: Pool, handle: int) -> None:
         self._pool, self._handle, self._closed = pool, handle, False
+        self._cuts = 0
 
     def append(
         self, k: F32, v: F32, q: F32 | None = None, scale: float | None = None
@@ -218,12 +219,12 @@ class CacheSequence:
     def page(self, layer: int, index: int) -> PageView:
         """Return one page (see `octavo.engine.kv.KVView.page`)."""
         self._check_open("page")
-        return open_page(self._pool, self._handle, *self._place(layer, index))
+        return open_page(self, *self._place(layer, index))
 
     def edit(self, layer: int, index: int) -> AbstractContextManager[EditView]:
         """Open one sealed page for writing (see `octavo.engine.kv.KVView.edit`)."""
         self._check_open("edit")
-        return edit_page(self._pool, self._handle, *self._place(layer, index))
+        return edit_page(self, *self._place(layer, index))
 
     def _place(self, layer: int, index: int) -> tuple[int, int]:
         pages = -(-len(self) // PAGE_TOKENS)
@@ -246,11 +247,19 @@ class CacheSequence:
         so they must be appended again.
         """
         self._check_open("truncate")
-        return self._pool.core.truncate(self._handle, n)
+        before = len(self)
+        kept = self._pool.core.truncate(self._handle, n)
+        self._cuts += kept < before
+        return kept
 
     def bytes(self) -> Ledger:
         """Return this sequence's ledger."""
         return Ledger.of(self._pool, self._handle)
+
+    @property
+    def closed(self) -> bool:
+        """Whether it was closed, or its cache was."""
+        return self._closed or self._pool.core.closed
 
     def close(self) -> None:
         """Give the pages back; idempotent. `BufferError` while views hold one."""

@@ -10,7 +10,7 @@ import numpy as np
 from octavo.errors import ClosedError
 
 from .ends import close_at_exit
-from .pages import PageView, Segment, open_page
+from .pages import Holder, PageView, Segment, open_page
 from .pool import PAGE_TOKENS, Pool
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ class KVView:
         s = self._sequence
         with s._use("kv.page"):
             s._settle("kv.page")
-            return open_page(s._pool, s._handle, *self._checked(layer, index))
+            return open_page(s, *self._checked(layer, index))
 
     def _checked(self, layer: int, index: int) -> tuple[int, int]:
         return checked_place(layer, index, self.layers, len(self))
@@ -77,7 +77,7 @@ class KVView:
         s = self._sequence
         with s._use("kv.edit"):
             s._settle("kv.edit")
-            view = EditView(s._pool, s._handle, *self._checked(layer, index))
+            view = EditView(s, *self._checked(layer, index))
             s.edited = True
             s._logits = None
         with lent(view):
@@ -112,26 +112,30 @@ class Loan:
     their last name and nothing waits for the garbage collector.
     """
 
-    def __init__(self, pool: Pool, handle: int, layer: int, index: int) -> None:
-        self.place = (pool, handle, layer, index)
+    def __init__(self, sequence: Holder, layer: int, index: int) -> None:
+        self.place = (sequence, layer, index)
         self._side, self._core, self._ended = "", None, False
-        pool.loans.add(self)
+        sequence._pool.loans.add(self)
 
     @property
     def out(self) -> bool:
         """Whether it keeps the page under edit (views may do so without it)."""
         return self._core is not None
 
-    def page(self, side: str) -> Any:
-        """Return the core's writable page of this side."""
+    def check_open(self) -> None:
+        """Raise `ClosedError` once the block has ended."""
         if self._ended:
             raise ClosedError("edit: the block that allowed writing has ended")
+
+    def page(self, side: str) -> Any:
+        """Return the core's writable page of this side."""
+        self.check_open()
         if self._core is None or self._side != side:
             if self._core is not None:
                 self._core.close()
                 self._core = None
-            pool, *place = self.place
-            self._core, self._side = pool.core.edit(*place, side), side
+            s, *place = self.place
+            self._core, self._side = s._pool.core.edit(s._handle, *place, side), side
         return self._core
 
     def end(self) -> None:
@@ -159,9 +163,9 @@ class EditView:
     loan, with `BufferError` while views of it are left.
     """
 
-    def __init__(self, pool: Pool, handle: int, layer: int, index: int) -> None:
+    def __init__(self, sequence: Holder, layer: int, index: int) -> None:
         self.layer, self.index = layer, index
-        self._loan = Loan(pool, handle, layer, index)
+        self._loan = Loan(sequence, layer, index)
         self.k, self.v = EditSegment(self._loan, "k"), EditSegment(self._loan, "v")
 
     def close(self) -> None:
@@ -177,10 +181,14 @@ class EditSegment(Segment):
         self._loan, self._core = loan, None
 
     def _page(self) -> Any:
-        return self._loan.page(self._at[3])
+        return self._loan.page(self._at[2])
+
+    def _rows_now(self) -> int:
+        self._loan.check_open()
+        return PAGE_TOKENS
 
     def __repr__(self) -> str:
-        return f"<{self._at[3]} of page {self._at[2]} of layer {self._at[1]}, writable>"
+        return f"<{self._at[2]} of page {self._at[1]} of layer {self._at[0]}, writable>"
 
 
 @contextmanager
@@ -195,9 +203,9 @@ def lent(view: EditView) -> Iterator[None]:
 
 
 @contextmanager
-def edit_page(pool: Pool, handle: int, layer: int, index: int) -> Iterator[EditView]:
+def edit_page(sequence: Holder, layer: int, index: int) -> Iterator[EditView]:
     """Hold one page for writing."""
-    view = EditView(pool, handle, layer, index)
+    view = EditView(sequence, layer, index)
     with lent(view):
         yield view
 

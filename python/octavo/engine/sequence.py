@@ -44,6 +44,7 @@ class Sequence:
         self._tokens: list[int] = []
         self._logits: npt.NDArray[np.float32] | None = None
         self._closed = False
+        self._cuts = 0
         self.reencoded_from: KVScheme | None = None
         self.edited = False
 
@@ -265,6 +266,7 @@ class Sequence:
                 return
             if n < self._pool.core.length(self._handle):
                 self._pool.core.truncate(self._handle, int(n))
+            self._cuts += 1
             self._logits = None
             del self._tokens[n:]
 
