@@ -134,10 +134,17 @@ class LLM(Generation):
 
     # ---- sequences and scores ------------------------------------------------------------
 
-    def sequence(self) -> Sequence:
-        """Return an empty `Sequence`."""
+    def sequence(self, *, prefix: bool = True) -> Sequence:
+        """Return an empty `Sequence`, which reads no prefix index.
+
+        Parameters
+        ----------
+        prefix : bool
+            Feed the index: later prompts of the same beginning find its pages, which stay for them
+            when it is closed. Measurements take False.
+        """
         with self._stepper.use("sequence", self._pool):
-            return Sequence(self, self._pool, self._pool.core.open())
+            return Sequence(self, self._pool, self._pool.core.open(), prefix=prefix)
 
     def prefill(self, prompt: Any) -> Sequence:
         """Run the model over a text or token ids and return the `Sequence` that holds them.

@@ -37,7 +37,7 @@ class Sequence:
         Whether codes were changed by hand.
     """
 
-    def __init__(self, llm: "LLM", pool: Pool, handle: int) -> None:
+    def __init__(self, llm: "LLM", pool: Pool, handle: int, *, prefix: bool = True) -> None:
         self._llm = llm
         self._pool = pool
         self._handle = handle
@@ -47,6 +47,7 @@ class Sequence:
         self._cuts = 0
         self.reencoded_from: KVScheme | None = None
         self.edited = False
+        self._prefix = prefix
 
     # ---- what it is ----------------------------------------------------------------------
 
@@ -155,7 +156,7 @@ class Sequence:
         """Feed tokens in steps; return the logits after those from `skip` on."""
         steps = self._stepper.feed(
             self._pool, handle, feed, skip, what,
-            shown=self._llm.progress, logits=True, quiet=self.edited,
+            shown=self._llm.progress, logits=True, quiet=self.edited or not self._prefix,
         )  # fmt: skip
         parts = [out["logits"][0] for _, out in steps]
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
@@ -238,7 +239,7 @@ class Sequence:
                 self._settle("fork")
             core = self._pool.core
             handle = core.fork(self._handle) if same else core.reencode(self._handle, pool.core)
-            twin = Sequence(self._llm, pool, handle)
+            twin = Sequence(self._llm, pool, handle, prefix=self._prefix)
             twin._tokens = list(self._tokens)
             twin.edited, twin.reencoded_from = self.edited, self.reencoded_from
             if same:
