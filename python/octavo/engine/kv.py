@@ -63,8 +63,9 @@ class KVView:
 
         Until the edit ends, every call that reaches the pages of this sequence raises `BusyError`,
         looking at another page included, and so does `LLM.close`. All else goes on: other
-        sequences, `generate`, `stream`. The edit ends with the block, or, if views are still held
-        there, with the last of them.
+        sequences, `generate`, `stream`. (Where another thread runs a step just then, asking
+        ``page`` for a view raises `BusyError` too, and may be tried again; writing through a view
+        does not.) The edit ends with the block, or, if views are still held there, with the last.
 
         Raises
         ------
