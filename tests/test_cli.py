@@ -8,7 +8,8 @@ import pytest
 from oracle import fixtures
 
 import octavo
-from octavo import cli, study
+from octavo import cli, demo, study
+from octavo.engine.stepper import Stepper
 
 
 @pytest.fixture(scope="module")
@@ -71,6 +72,30 @@ def test_errors_are_one_line_and_status_1(capsys, tmp_path):
 def test_wrong_usage_is_status_2():
     done = subprocess.run([sys.executable, "-m", "octavo", "no-such"], capture_output=True)
     assert done.returncode == 2
+
+
+@pytest.mark.core
+def test_demo_times_every_token_of_every_prompt(capsys, tiny_llama, monkeypatch):
+    """A prompt that found pages in the prefix index would seem faster than it is."""
+    fed, calls = [], []
+    step, greedy = Stepper.step, demo.greedy
+
+    def counted_step(self, pool, items, **wanted):
+        fed.append(sum(len(tokens) for _, tokens, _ in items))
+        return step(self, pool, items, **wanted)
+
+    def counted_greedy(llm, ids, count=demo.DECODE_TOKENS):
+        fed.clear()
+        out = greedy(llm, ids, count)
+        calls.append((str(llm.kv), len(ids), sum(fed) - count))
+        return out
+
+    monkeypatch.setattr(Stepper, "step", counted_step)
+    monkeypatch.setattr(demo, "greedy", counted_greedy)
+    assert run(capsys, "demo", "--model", tiny_llama, "--tokens", 192)[0] == 0
+    timed = [(kv, prompt, ran) for kv, prompt, ran in calls if prompt > 64]
+    assert [kv for kv, _, _ in timed] == list(demo.SCHEMES)
+    assert all(prompt == ran for _, prompt, ran in calls), calls
 
 
 @pytest.mark.model

@@ -19,7 +19,8 @@ from .errors import (
 )
 
 if TYPE_CHECKING:
-    from .engine.arrays import Cache, Linear
+    from .engine.arrays import Cache
+    from .engine.linear import Linear
     from .engine.llm import LLM
     from .engine.outputs import CompletionOutput, RequestOutput
     from .engine.params import SamplingParams
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
 _LAZY = {
     "LLM": "engine.llm", "SamplingParams": "engine.params", "Sequence": "engine.sequence",
     "RequestOutput": "engine.outputs", "CompletionOutput": "engine.outputs",
-    "Cache": "engine.arrays", "Linear": "engine.arrays",
+    "Cache": "engine.arrays", "Linear": "engine.linear",
     "KVScheme": "scheme", "WeightScheme": "scheme",
     "pull": "hub", "kernels": "survey", "memory": "survey",
     "machine": "survey", "Machine": "survey", "__version__": "_core",

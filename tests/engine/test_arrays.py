@@ -6,7 +6,7 @@ import pytest
 from oracle.forward import causal_attention
 
 import octavo
-from octavo.errors import ClosedError, NumericalError, OutOfPages
+from octavo.errors import BusyError, ClosedError, NumericalError, OutOfPages
 
 
 def rows(layers, n, heads, width, seed=0):
@@ -97,6 +97,20 @@ def test_pages_ledger_truncate_and_fork():
     assert cache.closed and repr(cache) == "<closed Cache>"
 
 
+def test_a_close_that_is_refused_changes_nothing():
+    k = rows(1, 64, 2, 32)
+    with octavo.Cache(1, 2, 32, kv="int8", threads=1) as cache:
+        cache.append(k, k)
+        view = cache.page(0, 0).k.codes
+        with pytest.raises(BufferError, match="nothing was changed"):
+            cache.close()
+        del view
+        with cache.edit(0, 0), pytest.raises(BusyError, match="nothing was changed"):
+            cache.close()
+        assert not cache.closed and len(cache) == 64
+        cache.append(k, k)
+
+
 def test_reencoding_between_caches():
     k, v = (rounded(rows(1, 130, 2, 32, seed)) for seed in (0, 1))
     with octavo.Cache(1, 2, 32) as a, octavo.Cache(1, 2, 32, kv="int4-had") as b:
@@ -157,6 +171,48 @@ def test_cache_shapes_are_checked(args, error):
         octavo.Cache(*args)
 
 
+@pytest.mark.parametrize(("options", "error"), [
+    ({"v_dim": 0}, ValueError), ({"v_dim": -16}, ValueError), ({"v_dim": 16.0}, TypeError),
+    ({"v_dim": False}, TypeError), ({"threads": 0}, ValueError), ({"threads": -1}, ValueError),
+    ({"threads": 257}, ValueError), ({"threads": True}, TypeError), ({"threads": 1.0}, TypeError),
+])  # fmt: skip
+def test_options_are_checked(options, error):
+    (name,) = options
+    with pytest.raises(error, match=name):
+        octavo.Cache(1, 1, 16, **options)
+    if name == "threads":
+        with pytest.raises(error, match=name):
+            octavo.Linear(np.ones((4, 32), np.float32), **options)
+
+
+@pytest.mark.parametrize(("scale", "error"), [
+    (np.nan, ValueError), (np.inf, ValueError), (-np.inf, ValueError), (np.float32(np.nan),
+    ValueError), (1e39, ValueError), (10**400, ValueError), ("1", TypeError), (True, TypeError),
+    (1j, TypeError), (np.ones(1), TypeError),
+])  # fmt: skip
+def test_scales_are_checked(scale, error):
+    k = rows(1, 3, 1, 16)
+    with octavo.Cache(1, 1, 16, threads=1) as cache:
+        for q in (k, None):
+            with pytest.raises(error, match="scale"):
+                cache.append(k, k, q, scale=scale)
+        assert len(cache) == 0
+        cache.append(k, k)
+        with pytest.raises(error, match="scale"):
+            cache.attend(k[0], scale=scale)
+        for legal in (0, -1, np.float32(0.25), np.float64(2), np.int64(1)):
+            assert np.isfinite(cache.attend(k[0], scale=legal)).all()
+
+
+@pytest.mark.parametrize("q", [[[1.0]], 1.0, "q", np.float32(1)])
+def test_queries_are_checked(q):
+    k = rows(1, 3, 1, 16)
+    with octavo.Cache(1, 1, 16, threads=1) as cache:
+        with pytest.raises(TypeError, match="q must be a NumPy array"):
+            cache.append(k, k, q=q)
+        assert len(cache) == 0
+
+
 @pytest.mark.parametrize("memory", ["2 apples", "", 0, -1, 2**60, None, True, 1.5, "9" * 50])
 def test_memory_is_checked(memory):
     with pytest.raises((ValueError, TypeError), match="memory"):
@@ -200,6 +256,45 @@ def test_grouped_matrices(weights, act):
     assert linear(x, out=out) is out
     np.testing.assert_array_equal(out, got)
     np.testing.assert_array_equal(linear.dequantize([3, 3, 0]), linear.dequantize()[[3, 3, 0]])
+
+
+@pytest.mark.parametrize("weights", ["checkpoint", "q4g32"])
+def test_one_row_fills_out(weights):
+    w, x = rows(1, 1, 70, 96)[0, 0], rows(1, 1, 1, 96, 1)[0, 0, 0]
+    linear = octavo.Linear(w, weights=weights, threads=1)
+    out = np.full(70, np.nan, np.float32)
+    assert linear(x, out=out) is out
+    np.testing.assert_array_equal(out, linear(x))
+    for bad, error in ((np.empty((1, 70), np.float32), TypeError), ([0.0] * 70, TypeError),
+                       (np.empty(70), TypeError), (np.empty(140, np.float32)[::2], TypeError),
+                       (np.empty(69, np.float32), ValueError)):  # fmt: skip
+        with pytest.raises(error, match="out"):
+            linear(x, out=bad)
+
+
+def test_rows_of_a_matrix_are_checked():
+    w = rows(1, 1, 7, 32)[0, 0]
+    linear = octavo.Linear(w, threads=1)
+    for good in ([0, 6], (6, 0), np.array([3]), np.array([3], np.uint8), [np.int64(2)], range(7)):
+        np.testing.assert_array_equal(linear.dequantize(good), w[np.array(good)])
+    assert linear.dequantize([]).shape == (0, 32)
+    for bad in ([1.7], ["1"], [True], [None], 3, np.array([1.0]), np.array([[1]])):
+        with pytest.raises(TypeError):
+            linear.dequantize(bad)
+    for bad in ([7], [-1], [2**32 + 1], [2**70], np.array([2**32])):
+        with pytest.raises(IndexError, match="legal: 0 to 6"):
+            linear.dequantize(bad)
+
+
+@pytest.mark.parametrize("weights", ["checkpoint", "f32", "bf16", "q4g32"])
+def test_matrices_of_another_layout_are_refused(weights):
+    w = rows(1, 1, 64, 64)[0, 0]
+    for bad in (w.astype(">f4"), w.astype(">f2")):
+        with pytest.raises(TypeError, match=rf"dtype {bad.dtype}"):
+            octavo.Linear(bad, weights=weights)
+    for bad in (w.T, w[::2], w[:, :32], np.asfortranarray(w)):
+        with pytest.raises(TypeError, match="not contiguous"):
+            octavo.Linear(bad, weights=weights)
 
 
 def test_linear_checks():

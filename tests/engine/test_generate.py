@@ -272,7 +272,8 @@ def test_logprobs(llm, ids):
         total += found[token].logprob
         seq.append([token])
     assert out.cumulative_logprob == pytest.approx(total)
-    none = llm.generate(ids[:9], SamplingParams(logprobs=0, max_tokens=2))[0].outputs[0]
+    params = SamplingParams(logprobs=0, max_tokens=2, ignore_eos=True)
+    none = llm.generate(ids[:9], params)[0].outputs[0]
     assert [len(d) for d in none.logprobs] == [1, 1]
 
 

@@ -43,6 +43,49 @@ def test_closing_gives_everything_back(tiny_llama, ids):
         assert live() == before
 
 
+@pytest.mark.parametrize("pinned", ["bf16", "int4", "int8"])
+@pytest.mark.parametrize("how", ["view", "edit", "writable view"])
+def test_a_close_that_is_refused_changes_nothing(tiny_llama, ids, pinned, how):
+    """Whichever of an LLM's caches refuses, all of them go on."""
+    before = live()
+    llm = octavo.LLM(tiny_llama, act="a32", progress=False)
+    variant = llm.variant(kv="int8")
+    a = llm.prefill(ids[:100])
+    forks = {kv: a.fork(kv=kv) for kv in ("bf16", "int4", "int8")}
+    want = {kv: s.fork().append(ids[100:110], all_logits=True) for kv, s in forks.items()}
+    ledgers = {kv: s.kv.bytes() for kv, s in forks.items()}
+    if how == "view":
+        held = forks[pinned].kv.page(0, 0).k.codes
+    else:
+        block = forks[pinned].kv.edit(0, 0)
+        held = block.__enter__()
+        if how == "writable view":
+            held = held.k.codes
+            with pytest.raises(BufferError):
+                block.__exit__(None, None, None)
+    for _ in range(2):
+        with pytest.raises(BusyError if how == "edit" else BufferError, match="nothing was chang"):
+            llm.close()
+    assert not llm.closed and not any(s.closed for s in forks.values())
+    if how == "edit":
+        block.__exit__(None, None, None)
+    del held
+    for kv, seq in forks.items():
+        assert seq.kv.bytes() == ledgers[kv]
+        np.testing.assert_array_equal(seq.fork().append(ids[100:110], all_logits=True), want[kv])
+    assert llm.generate([ids[:9]], GREEDY)[0].outputs[0].token_ids
+    view = variant.prefill(ids[:64]).kv.page(0, 0).k.codes
+    llm.close()  # a variant's views hold the variant alone
+    with pytest.raises(BufferError):
+        variant.close()
+    assert variant.generate([ids[:9]], GREEDY)[0].outputs[0].token_ids
+    del view
+    variant.close()
+    assert all(s.closed for s in forks.values())
+    del llm, variant, a, forks, seq
+    assert live() == before
+
+
 def test_use_after_close(tiny_llama, ids):
     llm = octavo.LLM(tiny_llama, progress=False)
     seq, stream = llm.prefill(ids[:9]), llm.stream(ids[:9], GREEDY)

@@ -7,7 +7,7 @@ import pytest
 from oracle.forward import causal_attention
 
 import octavo
-from octavo.errors import BusyError, UnsupportedError
+from octavo.errors import BusyError, ClosedError, StaleHandleError, UnsupportedError
 
 KV = ["f32", "f16", "bf16", "fp8", "int8", "int4", "int4-had"]
 
@@ -137,8 +137,15 @@ def test_edits_are_private_marked_and_exclusive(llm, ids):
         logits = a.logits.copy()
         with a.kv.edit(1, 0) as page:
             page.k.codes[:] = 128
-            with pytest.raises(BusyError):
-                b.append([1])
+            for call in (lambda: a.append([1]), lambda: a.logits, a.fork, lambda: a.truncate(3),
+                         a.close, lambda: a.kv.page(0, 0), model.close):  # fmt: skip
+                with pytest.raises(BusyError, match="edit"):
+                    call()
+            assert len(a) == 100 and not a.closed and not model.closed
+            c = b.fork()
+            c.append(ids[100:140])  # other sequences go on
+            assert (model.prefill(ids[:140]).logits == c.logits).all()
+            assert model.generate([ids[:9]])[0].outputs[0].token_ids
         assert a.edited and "edited" in repr(a)
         assert not b.edited
         np.testing.assert_array_equal(b.kv.page(1, 0).k.unpack(), want)
@@ -160,10 +167,166 @@ def test_edits_refuse(tiny_llama, ids):
         assert not seq.edited
         with pytest.raises(BufferError), seq.kv.edit(0, 0) as page:
             held = page.v.codes
-            page.k.unpack()  # ends the edit of v, which is still held
+            page.k.unpack()  # would end the edit of v, which is still held
         del held, page
-        gc.collect()
         seq.append([1])
+
+
+@pytest.fixture
+def no_gc():
+    """What must go at once goes by its last name, not when the garbage collector comes by."""
+    gc.collect()
+    gc.disable()
+    yield
+    gc.enable()
+
+
+@pytest.mark.core
+def test_a_page_is_decoded_while_its_sequence_goes_on(llm, ids):
+    """Appending more than a step's rows gives the sequence another handle; its pages stay."""
+    with llm.variant(kv="int4-had") as model, model.prefill(ids[:150]) as seq:
+        pages = [seq.kv.page(1, i) for i in range(3)]
+        want = [[getattr(p, side).dequantize(b) for side in "kv" for b in ("stored", "model")]
+                for p in pages]  # fmt: skip
+        handle = seq._handle
+        for more in ([], ids[150:153], ids[153:290]):
+            seq.append(more)
+            still = pages[: 3 if len(seq) < 192 else 2]
+            for page, values in zip(still, want, strict=False):
+                for side, (stored, basis) in zip("kv", (values[:2], values[2:]), strict=True):
+                    part = getattr(page, side)
+                    np.testing.assert_array_equal(part.dequantize(), stored)
+                    np.testing.assert_array_equal(part.dequantize("model"), basis)
+        assert seq._handle != handle
+        with pytest.raises(StaleHandleError, match=r"page 2 of layer 1 .* sealed"):
+            pages[2].k.dequantize()
+        assert model.prefill(ids[:64]).kv.page(0, 0).k.dequantize().shape == (2, 64, 16)
+
+
+def test_a_page_that_is_gone_is_not_decoded(llm, ids):
+    with llm.variant(kv="int8") as model:
+        seq = model.prefill(ids[:150])
+        first, cut, tail = (seq.kv.page(0, i) for i in range(3))
+        seq.truncate(140)
+        assert cut.k.dequantize().any()
+        with pytest.raises(StaleHandleError, match="page 2"):
+            tail.k.dequantize()
+        seq.truncate(100)
+        with pytest.raises(StaleHandleError, match="page 1"):
+            cut.v.dequantize()
+        seq.append(ids[:60])
+        for gone in (cut.v, tail.k):
+            with pytest.raises(StaleHandleError, match="again"):
+                gone.dequantize()
+        shared = seq.fork()
+        with seq.kv.edit(0, 0) as page:
+            held = page.v.codes
+            assert page.k.dequantize().shape == (2, 64, 16)
+            del held
+        with pytest.raises(ClosedError, match="ended"):
+            page.k.dequantize()
+        with pytest.raises(StaleHandleError, match="edited"):
+            first.k.dequantize()  # it is of the other sequence, which shared it
+        assert (shared.kv.page(0, 0).k.codes == first.k.codes).all()
+        now = seq.kv.page(0, 0)
+        seq.close()
+        with pytest.raises(ClosedError, match="closed"):
+            now.k.dequantize()
+        now = shared.kv.page(0, 0)
+    with pytest.raises(ClosedError, match="closed"):
+        now.k.dequantize()
+    rows = np.ones((1, 100, 2, 32), np.float32)
+    with octavo.Cache(1, 2, 32, threads=1) as cache:
+        cache.append(rows, rows)
+        page = cache.page(0, 0)
+        cache.truncate(0)
+        cache.append(rows * 2, rows)
+        with pytest.raises(StaleHandleError):
+            page.k.dequantize()
+        page = cache.page(0, 0)
+        cache.first.close()
+        with pytest.raises(ClosedError, match="closed"):
+            page.k.dequantize()
+
+
+def edit_of(thing):
+    return thing.edit(0, 0) if isinstance(thing, octavo.Cache) else thing.kv.edit(0, 0)
+
+
+@pytest.fixture(params=["sequence", "cache"])
+def editable(request, llm, ids):
+    """Something of at least one sealed page, and a call that needs it idle."""
+    if request.param == "sequence":
+        with llm.variant(kv="int8") as model, model.prefill(ids[:100]) as seq:
+            yield seq, lambda: seq.append([1])
+    else:
+        rows = np.ones((1, 64, 2, 32), np.float32)
+        with octavo.Cache(1, 2, 32, kv="int8", threads=1) as cache:
+            cache.append(rows, rows)
+            yield cache, lambda: cache.append(rows, rows)
+
+
+def test_an_edit_ends_with_its_last_view(editable, no_gc):
+    thing, use = editable
+    with pytest.raises(BufferError, match="still held at the end"), edit_of(thing) as page:
+        codes = page.k.codes
+        part = codes[0]
+    with pytest.raises(ClosedError, match="has ended"):
+        page.v.codes  # noqa: B018
+    part[...] = 129  # still the page's own bytes
+    for last in (False, True):
+        with pytest.raises(BusyError, match="edited"):
+            use()
+        if last:
+            del part
+        else:
+            del codes
+    use()
+    with edit_of(thing) as page:
+        assert (page.k.codes[0] == 129).all()
+    use()
+
+
+def test_an_edit_ends_when_its_block_is_abandoned(editable, no_gc):
+    thing, use = editable
+    block = edit_of(thing)
+    block.__enter__()
+    with pytest.raises(BusyError):
+        use()
+    del block
+    use()
+
+
+def test_an_edit_never_masks_an_exception(editable, no_gc):
+    thing, use = editable
+    codes = None
+    with pytest.warns(ResourceWarning, match="still held"):
+        with pytest.raises(ZeroDivisionError), edit_of(thing) as page:
+            codes = page.k.codes
+            1 / 0  # noqa: B018
+    with pytest.raises(BusyError, match="edited"):
+        use()
+    del codes
+    use()
+
+
+def test_held_writable_views_do_not_mask_an_exception_of_the_outer_block(tiny_llama, ids):
+    rows = np.ones((1, 64, 2, 32), np.float32)
+    with pytest.warns(ResourceWarning), pytest.raises(ZeroDivisionError):
+        with octavo.Cache(1, 2, 32, kv="int8", threads=1) as cache:
+            cache.append(rows, rows)
+            with cache.edit(0, 0) as page:
+                codes = page.k.codes
+                1 / 0  # noqa: B018
+    with pytest.warns(ResourceWarning), pytest.raises(ZeroDivisionError):
+        with octavo.LLM(tiny_llama, progress=False) as model, model.prefill(ids[:64]) as seq:
+            with seq.kv.edit(0, 0) as page:
+                codes = page.k.codes
+                1 / 0  # noqa: B018
+    assert not cache.closed and not seq.closed and not model.closed
+    del codes
+    for thing in (seq, cache, model):
+        thing.close()
 
 
 @pytest.mark.core

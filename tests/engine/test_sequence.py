@@ -301,3 +301,24 @@ def test_one_user_at_a_time(llm, ids):
         thread.join()
     seq.append(ids[10:20])
     assert bits(seq.logits) == bits(llm.prefill(ids[:20]).logits)
+
+
+@pytest.mark.core
+def test_a_sequence_without_prefix_leaves_the_index_alone(llm, ids):
+    with llm.variant() as model:
+        cached = lambda: model._pool.core.ledger()["cached_pages"]  # noqa: E731
+        with model.sequence(prefix=False) as quiet:
+            want = quiet.append(ids[:300], all_logits=True)
+            quiet.truncate(200)
+            quiet.append(ids[200:300])
+            with quiet.fork() as twin, quiet.fork(kv="int8") as other:
+                for s in (twin, other):
+                    s.append(ids[300:400])
+                assert not other._pool.core.ledger()["cached_pages"]
+        assert cached() == 0
+        with model.sequence() as fed:
+            np.testing.assert_array_equal(fed.append(ids[:300], all_logits=True), want)
+        assert cached() == 4
+        with model.sequence(prefix=False) as quiet:
+            np.testing.assert_array_equal(quiet.append(ids[:300], all_logits=True), want)
+        assert cached() == 4

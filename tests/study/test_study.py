@@ -11,7 +11,9 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from oracle import fixtures
 
+import octavo
 from octavo.errors import NumericalError
 from octavo.study import (
     Interval,
@@ -87,7 +89,8 @@ class FakeLLM:
         self.made.append(FakeLLM(kv))
         return self.made[-1]
 
-    def sequence(self):
+    def sequence(self, *, prefix):
+        assert not prefix, "a study leaves no pages in the index"
         self.open_sequences += 1
         return FakeSequence(self)
 
@@ -145,6 +148,16 @@ def test_equal_variants_differ_by_nothing():
     base = FakeLLM()
     row = divergence(base, FakeLLM(), text_of(600), quiet=True)
     assert row.name == "equal" and row.mean.value == 0 and row.top1 == Interval(1.0, 1.0, 1.0)
+
+
+@pytest.mark.core
+def test_studies_leave_no_pages_behind(tiny_llama):
+    """On the engine itself: windows are no prompts, so nothing of them stays in the index."""
+    with octavo.LLM(tiny_llama, act="a32", progress=False) as llm:
+        divergence(llm, ["int8"], fixtures.text(), tokens=300, quiet=True)
+        perplexity(llm, fixtures.text(), "llama.cpp-512", chunks=1, quiet=True)
+        ledger = llm._pool.core.ledger()
+        assert (ledger["cached_pages"], ledger["sealed"], ledger["sequences"]) == (0, 0, 0)
 
 
 def test_non_finite_logits_are_an_error(monkeypatch):

@@ -1,11 +1,10 @@
-"""The same pages and kernels on the user's own arrays, without a model: `Cache` and `Linear`.
+"""The same pages and kernels on the user's own arrays, without a model: `Cache`.
 
 Inputs are float32, C-contiguous, and borrowed for the call without a copy; another layout is an
 error that says what was passed.
 """
 
 import threading
-from collections.abc import Sequence as SequenceABC
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -15,28 +14,27 @@ import numpy.typing as npt
 from octavo import _core
 from octavo.errors import ClosedError
 from octavo.model import LayerShape
-from octavo.quant import rtn
-from octavo.scheme import CHECKPOINT, DEFAULT_ACT, KVScheme, WeightScheme, is_grouped, parse_act
+from octavo.scheme import KVScheme
 
 from .ends import close_at_exit
 from .kv import EditView, Ledger, checked_place, edit_page
 from .memory import parse_bytes
-from .packing import add_quantized, add_values, cast_values
 from .pages import PageView, open_page
 from .pool import PAGE_TOKENS, Pool
 
 F32 = npt.NDArray[np.float32]
-MaybeF32 = npt.NDArray[np.float32] | None
 _runtime_lock = threading.Lock()
 _runtime: Any = None
 _DEFAULT_MEMORY = 256 << 20
-_FLOATS = {"float32": "f32", "float16": "f16", "bfloat16": "bf16"}
+_REALS = (int, float, np.integer, np.floating)
+_F32_MOST = float(np.finfo(np.float32).max)
 
 
 def default_runtime(threads: int | None = None) -> Any:
-    """Return the process's shared runtime, or a new one with so many threads."""
+    """Return the process's shared runtime, or a new one with so many threads (1 to 256)."""
     global _runtime
     if threads is not None:
+        check_count("threads", threads, 256)
         return _core.Runtime(threads)
     with _runtime_lock:
         if _runtime is None:
@@ -74,8 +72,10 @@ class Cache:
                  v_dim: int | None = None, memory: int | str = _DEFAULT_MEMORY,
                  threads: int | None = None) -> None:  # fmt: skip
         for name, value in (("layers", layers), ("kv_heads", kv_heads), ("head_dim", head_dim)):
-            _check_count(f"Cache: {name}", value)
-        shape = LayerShape(kv_heads, head_dim, v_dim or head_dim)
+            check_count(f"Cache: {name}", value)
+        v_dim = head_dim if v_dim is None else v_dim
+        check_count("Cache: v_dim", v_dim)
+        shape = LayerShape(kv_heads, head_dim, v_dim)
         self.kv = KVScheme.parse(kv)
         self.runtime = default_runtime(threads)
         budget = parse_bytes(memory)
@@ -125,8 +125,16 @@ class Cache:
         return self._pool.core.closed
 
     def close(self) -> None:
-        """Free the pages; idempotent. `BufferError` while views hold one: nothing is changed."""
-        self._pool.core.close()
+        """Free the pages; idempotent.
+
+        Raises
+        ------
+        BufferError
+            While NumPy views hold pages. Nothing is changed.
+        BusyError
+            While another call runs, or a page is under edit. Nothing is changed.
+        """
+        self._pool.close()
 
     def __enter__(self) -> "Cache":
         return self
@@ -148,6 +156,7 @@ class CacheSequence:
 
     def __init__(self, pool: Pool, handle: int) -> None:
         self._pool, self._handle, self._closed = pool, handle, False
+        self._cuts = 0
 
     def append(
         self, k: F32, v: F32, q: F32 | None = None, scale: float | None = None
@@ -159,8 +168,8 @@ class CacheSequence:
         k, v : numpy.ndarray of float32, shape (layers, n, kv_heads, width)
             In the model's basis. With one layer the first axis may be absent.
         q : numpy.ndarray of float32, shape (layers, n, heads, head_dim), optional
-        scale : float
-            Factor of the scores; by default head_dim ** -0.5.
+        scale : float, optional
+            Factor of the scores, finite; by default head_dim ** -0.5.
 
         Returns
         -------
@@ -175,18 +184,19 @@ class CacheSequence:
         """
         self._check_open("append")
         layers, shape = len(self._pool.shapes), self._pool.shapes[0]
+        factor = _factor(scale, shape.k_width)
         k = _rows("k", k, layers, shape.kv_heads, shape.k_width)
         n = k.shape[1]
         v = _rows("v", v, layers, shape.kv_heads, shape.v_width, n)
         if q is None:
             self._pool.core.append(self._handle, k.reshape(-1), v.reshape(-1), n)
             return None
-        squeeze = layers == 1 and q.ndim == 3
+        squeeze = layers == 1 and np.ndim(q) == 3
         q = _rows("q", q, layers, None, shape.k_width, n)
         heads = q.shape[2]
         out = self._pool.core.append(
             self._handle, k.reshape(-1), v.reshape(-1), n, q=q.reshape(-1), heads=heads,
-            scale=shape.k_width**-0.5 if scale is None else scale,
+            scale=factor,
         ).reshape(layers, n, heads, shape.v_width)  # fmt: skip
         return out[0] if squeeze else out
 
@@ -196,6 +206,9 @@ class CacheSequence:
         Parameters
         ----------
         q : numpy.ndarray of float32, shape (m, heads, head_dim)
+        layer : int
+        scale : float, optional
+            As in `append`.
 
         Returns
         -------
@@ -204,18 +217,18 @@ class CacheSequence:
         self._check_open("attend")
         shape = self._pool.shapes[0]
         q = _rows("q", q, 1, None, shape.k_width)[0]
-        factor = shape.k_width**-0.5 if scale is None else scale
+        factor = _factor(scale, shape.k_width)
         return self._pool.core.attend(self._handle, layer, q, q.shape[1], factor)
 
     def page(self, layer: int, index: int) -> PageView:
         """Return one page (see `octavo.engine.kv.KVView.page`)."""
         self._check_open("page")
-        return open_page(self._pool, self._handle, *self._place(layer, index))
+        return open_page(self, *self._place(layer, index))
 
     def edit(self, layer: int, index: int) -> AbstractContextManager[EditView]:
         """Open one sealed page for writing (see `octavo.engine.kv.KVView.edit`)."""
         self._check_open("edit")
-        return edit_page(self._pool, self._handle, *self._place(layer, index))
+        return edit_page(self, *self._place(layer, index))
 
     def _place(self, layer: int, index: int) -> tuple[int, int]:
         pages = -(-len(self) // PAGE_TOKENS)
@@ -238,11 +251,19 @@ class CacheSequence:
         so they must be appended again.
         """
         self._check_open("truncate")
-        return self._pool.core.truncate(self._handle, n)
+        before = len(self)
+        kept = self._pool.core.truncate(self._handle, n)
+        self._cuts += kept < before
+        return kept
 
     def bytes(self) -> Ledger:
         """Return this sequence's ledger."""
         return Ledger.of(self._pool, self._handle)
+
+    @property
+    def closed(self) -> bool:
+        """Whether it was closed, or its cache was."""
+        return self._closed or self._pool.core.closed
 
     def close(self) -> None:
         """Give the pages back; idempotent. `BufferError` while views hold one."""
@@ -261,96 +282,23 @@ class CacheSequence:
         self._pool.sweep()
 
 
-class Linear:
-    """One matrix in a weight format: ``y = x W^T``.
-
-    Parameters
-    ----------
-    w : numpy.ndarray of float32, float16 or bfloat16, shape (n, k)
-    weights : str or WeightScheme
-        ``"checkpoint"`` holds `w` as it is; grouped formats are rounded to nearest.
-    act : str
-        How grouped formats read `x`; float formats read it as it is.
-    threads : int, optional
-        By default the process's shared threads.
-
-    Attributes
-    ----------
-    format : str
-    shape : (n, k)
-    """
-
-    def __init__(self, w: npt.NDArray[Any], weights: str | WeightScheme = CHECKPOINT,
-                 act: str = DEFAULT_ACT, threads: int | None = None) -> None:  # fmt: skip
-        scheme, own = WeightScheme.parse(weights), _float_type(w)
-        self.format = own if scheme.format == CHECKPOINT else scheme.format
-        self.act = parse_act(act) if is_grouped(self.format) else "a32"
-        self.shape = w.shape
-        self.runtime = default_runtime(threads)
-        self._core = _core.Weights(self.runtime)
-        if self.format == own:
-            self._id = add_values(self._core, own, w)
-        elif is_grouped(self.format):
-            quantized = rtn.quantize(w.astype(np.float32), self.format, scheme.grid)
-            self._id = add_quantized(self._core, quantized)
-        else:
-            cast = cast_values(w.astype(np.float32), self.format, "Linear")
-            self._id = add_values(self._core, self.format, cast)
-
-    def __call__(self, x: F32, out: F32 | None = None) -> F32:
-        """Return ``x W^T``.
-
-        Parameters
-        ----------
-        x : numpy.ndarray of float32, shape (m, k) or (k,)
-        out : numpy.ndarray of float32, shape (m, n), optional
-
-        Returns
-        -------
-        numpy.ndarray of float32, shape (m, n) or (n,)
-            Each row depends on its own row of `x` alone, bit for bit.
-        """
-        if isinstance(x, np.ndarray) and x.ndim == 1:
-            return self._core.linear(self._id, x[None], act=self.act)[0]
-        return self._core.linear(self._id, x, act=self.act, out=out)
-
-    def dequantize(self, rows: SequenceABC[int] | None = None) -> F32:
-        """Return the values that the kernels multiply, float32 (n, k), a copy."""
-        ids = np.arange(self.shape[0]) if rows is None else np.asarray(rows)
-        return self._core.rows(self._id, ids.astype(np.int32))
-
-    def unpack(self) -> dict[str, npt.NDArray[Any]]:
-        """Return logical codes, scales, zeros, minima (or values) as copies."""
-        return self._core.unpack(self._id)
-
-    @property
-    def nbytes(self) -> int:
-        """Packed bytes."""
-        return self._core.nbytes
-
-    def close(self) -> None:
-        """Free the packed matrix; idempotent."""
-        self._core.close()
-
-    def __repr__(self) -> str:
-        n, k = self.shape
-        return f"<Linear {n} x {k} in {self.format}, act {self.act}, {self.nbytes:,} bytes>"
-
-
-def _check_count(what: str, value: Any) -> None:
+def check_count(what: str, value: Any, most: int = 1 << 16) -> None:
+    """Raise `TypeError` or `ValueError` unless `value` is an int from 1 to `most`."""
     if isinstance(value, bool) or not isinstance(value, int | np.integer):
         raise TypeError(f"{what} must be an int, not {type(value).__name__}")
-    if not 1 <= value <= 1 << 16:
-        raise ValueError(f"{what} is {value}; legal: 1 to {1 << 16}")
+    if not 1 <= value <= most:
+        raise ValueError(f"{what} is {value}; legal: 1 to {most}")
 
 
-def _float_type(w: Any) -> str:
-    if not isinstance(w, np.ndarray) or w.ndim != 2 or not w.size:
-        what = f"shape {list(w.shape)}" if isinstance(w, np.ndarray) else type(w).__name__
-        raise TypeError(f"Linear: w is {what}; legal: an array (n, k)")
-    if w.dtype.name not in _FLOATS:
-        raise TypeError(f"Linear: w has dtype {w.dtype}; legal: {', '.join(_FLOATS)}")
-    return _FLOATS[w.dtype.name]
+def _factor(scale: Any, width: int) -> float:
+    """Return the factor of the scores: `scale`, or width ** -0.5 for None."""
+    if scale is None:
+        return width**-0.5
+    if isinstance(scale, bool | np.bool_) or not isinstance(scale, _REALS):
+        raise TypeError(f"scale must be a float, not {type(scale).__name__}")
+    if not abs(scale) <= _F32_MOST:
+        raise ValueError(f"scale is {scale}; legal: a finite float32")
+    return float(scale)
 
 
 def _rows(

@@ -70,7 +70,7 @@ def diff(base: "Sequence", other: "Sequence") -> CacheDiff:
             s._settle("diff")
     for layer in range(layers):
         for page in range(pages):
-            x_page, y_page = (open_page(s._pool, s._handle, layer, page) for s in (base, other))
+            x_page, y_page = (open_page(s, layer, page) for s in (base, other))
             sealed[page] = y_page.k.sealed
             for side, name in enumerate(("k", "v")):
                 x, y = (_values(p, name) for p in (x_page, y_page))

@@ -9,7 +9,8 @@ import numpy as np
 
 from octavo.errors import ClosedError
 
-from .pages import PageView, Segment, open_page
+from .ends import close_at_exit
+from .pages import Holder, PageView, Segment, open_page
 from .pool import PAGE_TOKENS, Pool
 
 if TYPE_CHECKING:
@@ -47,7 +48,7 @@ class KVView:
         s = self._sequence
         with s._use("kv.page"):
             s._settle("kv.page")
-            return open_page(s._pool, s._handle, *self._checked(layer, index))
+            return open_page(s, *self._checked(layer, index))
 
     def _checked(self, layer: int, index: int) -> tuple[int, int]:
         return checked_place(layer, index, self.layers, len(self))
@@ -56,26 +57,32 @@ class KVView:
     def edit(self, layer: int, index: int) -> "Iterator[EditView]":
         """Open one sealed page for writing; a context manager.
 
-        Inside, ``page.k.codes`` and the other views may be written, of `k` and `v` one at a time;
-        nothing else may use the LLM. If other sequences share the page it is copied first. Drop
-        the views before the block ends. From then on the sequence is marked as edited, and its
-        pages never enter the prefix index.
+        Inside, ``page.k.codes`` and the other views may be written, of `k` and `v` one at a time.
+        If other sequences share the page it is copied first. Drop the views before the block ends.
+        From then on the sequence is marked as edited, and its pages never enter the prefix index.
+
+        Until the edit ends, every call that reaches the pages of this sequence raises `BusyError`,
+        looking at another page included, and so does `LLM.close`. All else goes on: other
+        sequences, `generate`, `stream`. (Where another thread runs a step just then, asking
+        ``page`` for a view raises `BusyError` too, and may be tried again; writing through a view
+        does not.) The edit ends with the block, or, if views are still held there, with the last.
 
         Raises
         ------
         ValueError
             If the page is still open.
         BufferError
-            If views of the page exist already, or at the end of the block, if views are still held.
+            If views of the page exist already, or at the end of the block, if views are still held
+            (a `ResourceWarning` where another exception leaves the block).
         """
         s = self._sequence
         with s._use("kv.edit"):
             s._settle("kv.edit")
-            layer, index = self._checked(layer, index)
-            with edit_page(s._pool, s._handle, layer, index) as page:
-                s.edited = True
-                s._logits = None
-                yield page
+            view = EditView(s, *self._checked(layer, index))
+            s.edited = True
+            s._logits = None
+        with lent(view):
+            yield view
 
     def bytes(self) -> "Ledger":
         """Return what this sequence's pages take, in bytes."""
@@ -99,6 +106,57 @@ def checked_place(layer: int, index: int, layers: int, pages: int) -> tuple[int,
     return out[0], out[1]
 
 
+class Loan:
+    """The core's writable page while a block may write it: one segment of it at a time.
+
+    What lends and what uses the loan refer to it, and it to neither, so that all of them go with
+    their last name and nothing waits for the garbage collector.
+    """
+
+    def __init__(self, sequence: Holder, layer: int, index: int) -> None:
+        self.place = (sequence, layer, index)
+        self._side, self._core, self._ended = "", None, False
+        sequence._pool.loans.add(self)
+
+    @property
+    def out(self) -> bool:
+        """Whether it keeps the page under edit (views may do so without it)."""
+        return self._core is not None
+
+    def check_open(self) -> None:
+        """Raise `ClosedError` once the block has ended."""
+        if self._ended:
+            raise ClosedError("edit: the block that allowed writing has ended")
+
+    def page(self, side: str) -> Any:
+        """Return the core's writable page of this side."""
+        self.check_open()
+        if self._core is None or self._side != side:
+            if self._core is not None:
+                self._core.close()
+                self._core = None
+            s, *place = self.place
+            self._core, self._side = s._pool.core.edit(s._handle, *place, side), side
+        return self._core
+
+    def end(self) -> None:
+        """End the edit; `BufferError` while writable views are left, whose last one then ends it.
+
+        No name but theirs holds the core's page after this, in no frame of a traceback either.
+        """
+        self._ended = True
+        try:
+            if self._core is not None:
+                self._core.close()
+        except BufferError:
+            raise BufferError(
+                "edit: views are still held at the end of the block; the sequence is busy until "
+                "the last of them is deleted"
+            ) from None
+        finally:
+            self._core = None
+
+
 class EditView:
     """One sealed page, writable: `k` and `v`, one of them at a time.
 
@@ -106,55 +164,51 @@ class EditView:
     loan, with `BufferError` while views of it are left.
     """
 
-    def __init__(self, pool: Pool, handle: int, layer: int, index: int) -> None:
+    def __init__(self, sequence: Holder, layer: int, index: int) -> None:
         self.layer, self.index = layer, index
-        self._place = (pool, handle, layer, index)
-        self._side, self._core, self._ended = "", None, False
-        self.k, self.v = EditSegment(self, "k"), EditSegment(self, "v")
-
-    def lend(self, side: str) -> Any:
-        """Return the core's writable page of this side."""
-        if self._ended:
-            raise ClosedError("edit: the block that allowed writing has ended")
-        if self._core is None or self._side != side:
-            self._give_back()
-            pool, *place = self._place
-            self._core, self._side = pool.core.edit(*place, side), side
-        return self._core
+        self._loan = Loan(sequence, layer, index)
+        self.k, self.v = EditSegment(self._loan, "k"), EditSegment(self._loan, "v")
 
     def close(self) -> None:
-        """End the edit; `BufferError` while writable views are left."""
-        self._ended = True
-        self._give_back()
-
-    def _give_back(self) -> None:
-        if self._core is not None:
-            self._core.close()
-            self._core = None
+        """End the edit; `BufferError` while writable views are left: it ends with the last."""
+        self._loan.end()
 
 
 class EditSegment(Segment):
     """Keys or values of a page under edit: its views may be written."""
 
-    def __init__(self, owner: EditView, side: str) -> None:
-        super().__init__(*owner._place, side, owner.lend(side))
-        self._owner, self._core = owner, None
+    def __init__(self, loan: Loan, side: str) -> None:
+        super().__init__(*loan.place, side, loan.page(side))
+        self._loan, self._core = loan, None
 
     def _page(self) -> Any:
-        return self._owner.lend(self._at[3])
+        return self._loan.page(self._at[2])
+
+    def _rows_now(self) -> int:
+        self._loan.check_open()
+        return PAGE_TOKENS
 
     def __repr__(self) -> str:
-        return f"<{self._at[3]} of page {self._at[2]} of layer {self._at[1]}, writable>"
+        return f"<{self._at[2]} of page {self._at[1]} of layer {self._at[0]}, writable>"
 
 
 @contextmanager
-def edit_page(pool: Pool, handle: int, layer: int, index: int) -> Iterator[EditView]:
-    """Hold one page for writing."""
-    view = EditView(pool, handle, layer, index)
+def lent(view: EditView) -> Iterator[None]:
+    """End an edit with the block; the block's own exception goes before a `BufferError`."""
     try:
+        yield
+    except BaseException as error:
+        close_at_exit(view, type(error))
+        raise
+    view.close()
+
+
+@contextmanager
+def edit_page(sequence: Holder, layer: int, index: int) -> Iterator[EditView]:
+    """Hold one page for writing."""
+    view = EditView(sequence, layer, index)
+    with lent(view):
         yield view
-    finally:
-        view.close()
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ by variants of one scheme), a program, and one page pool per KV scheme. Completi
 `generation`, sequences are in `sequence`.
 """
 
+from collections.abc import Iterable
 from contextlib import suppress
 from typing import Any
 
@@ -133,10 +134,17 @@ class LLM(Generation):
 
     # ---- sequences and scores ------------------------------------------------------------
 
-    def sequence(self) -> Sequence:
-        """Return an empty `Sequence`."""
+    def sequence(self, *, prefix: bool = True) -> Sequence:
+        """Return an empty `Sequence`, which reads no prefix index.
+
+        Parameters
+        ----------
+        prefix : bool
+            Feed the index: later prompts of the same beginning find its pages, which stay for them
+            when it is closed. Measurements take False.
+        """
         with self._stepper.use("sequence", self._pool):
-            return Sequence(self, self._pool, self._pool.core.open())
+            return Sequence(self, self._pool, self._pool.core.open(), prefix=prefix)
 
     def prefill(self, prompt: Any) -> Sequence:
         """Run the model over a text or token ids and return the `Sequence` that holds them.
@@ -293,14 +301,17 @@ class LLM(Generation):
         BufferError
             While NumPy views hold pages. Nothing is changed.
         BusyError
-            While another call runs.
+            While another call runs, or a page is under edit. Nothing is changed.
         """
         if self._closed:
             return
         with self._stepper.use("close"):
-            for pool in list(self._pools.values()):
-                pool.core.close()
+            first, *others = pools = list(self._pools.values())
+            for pool in pools:
+                pool.check_idle("close")
+            first.close()
             self._closed = True
+            _close_pools(others)
         self._leave()
 
     def __enter__(self) -> "LLM":
@@ -314,9 +325,7 @@ class LLM(Generation):
     def __del__(self) -> None:
         if not getattr(self, "_closed", True):
             self._closed = True
-            for pool in self._pools.values():
-                with suppress(BufferError, BusyError):  # then it goes with its last view
-                    pool.core.close()
+            _close_pools(self._pools.values())
             self._leave()
 
     def _leave(self) -> None:
@@ -336,6 +345,13 @@ class LLM(Generation):
         from .repr import llm_html
 
         return llm_html(self)
+
+
+def _close_pools(pools: Iterable[Pool]) -> None:
+    """Close them; one of which a view is taken just now, by another thread, goes with that view."""
+    for pool in pools:
+        with suppress(BufferError, BusyError):
+            pool.core.close()
 
 
 def _check_count(name: str, value: Any, least: int, most: int) -> None:

@@ -5,13 +5,13 @@ of an open page move with every step, so they are only decoded, as copies.
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 
-from octavo.errors import UnsupportedError
+from octavo.errors import ClosedError, StaleHandleError, UnsupportedError
 
 from .pool import Pool
 
@@ -95,8 +95,22 @@ def _biased(codes: npt.NDArray[Any], bias: int) -> npt.NDArray[np.int8]:
     return (codes.astype(np.int16) + bias).astype(np.int8)
 
 
+class Holder(Protocol):
+    """A sequence, of a model or of the user's arrays: its handle changes when it grows by steps."""
+
+    _pool: Pool
+    _handle: int
+    _cuts: int  # how often it was truncated
+
+    @property
+    def closed(self) -> bool: ...
+
+
 class Segment:
     """Keys or values of one page of one layer.
+
+    It keeps the sequence alive, but pins no page (views do): one that was truncated, edited or
+    sealed since raises `StaleHandleError`, and one of a closed sequence `ClosedError`.
 
     Attributes
     ----------
@@ -106,9 +120,10 @@ class Segment:
         Basis of the stored rows (``"had"``), undone by ``dequantize("model")``.
     """
 
-    def __init__(self, pool: Pool, handle: int, layer: int, index: int, side: str, core: Any):
-        self._pool, self._at = pool, (handle, layer, index, side)
-        self._core = core
+    def __init__(self, sequence: Holder, layer: int, index: int, side: str, core: Any):
+        self._sequence, self._at = sequence, (layer, index, side)
+        self._core, self._cuts = core, sequence._cuts
+        pool = sequence._pool
         scheme = pool.scheme.of_layer(layer, len(pool.shapes))
         self.format: str = core.format
         self.transform = scheme.k_transform if side == "k" else scheme.v_transform
@@ -188,17 +203,50 @@ class Segment:
         Returns
         -------
         numpy.ndarray of float32, shape (kv_heads, tokens, width)
-            Row ``t`` is the token at position ``64 * index + t``.
+            Row ``t`` is the token at position ``64 * index + t``. Of an open page, the rows that it
+            holds now, as far as it held them when it was asked for.
+
+        Raises
+        ------
+        StaleHandleError
+            If the sequence has another page in this place by now, or has sealed it.
+        ClosedError
+            If the sequence was closed.
         """
         if basis not in ("stored", "model"):
             raise ValueError(f"dequantize: basis is {basis!r:.40}; legal: 'stored', 'model'")
-        handle, layer, index, side = self._at
-        return self._pool.core.decode(handle, layer, index, side, basis == "model")
+        tokens, s = self._rows_now(), self._sequence
+        rows = s._pool.core.decode(s._handle, *self._at, basis == "model")
+        return rows if rows.shape[1] == tokens else rows[:, :tokens].copy()
+
+    def _rows_now(self) -> int:
+        """Return how many rows to decode, or raise if its sequence has another page by now."""
+        s, then = self._sequence, self._core
+        if s.closed:
+            raise ClosedError("dequantize: the sequence was closed; views of its pages stay good")
+        try:
+            now = s._pool.core.page(s._handle, *self._at)
+            same = (now.sealed, now.page, now.generation) == (
+                then.sealed, then.page, then.generation
+            )  # fmt: skip
+            if not then.sealed:  # it has no number, but every cut takes rows of it
+                same = same and s._cuts == self._cuts
+        except ClosedError:
+            raise
+        except ValueError:  # it has fewer pages
+            same = False
+        if not same:
+            layer, index, side = self._at
+            raise StaleHandleError(
+                f"dequantize: {side} of page {index} of layer {layer} was truncated, edited or "
+                "sealed since; ask the sequence for the page again"
+            )
+        return then.tokens
 
     def __repr__(self) -> str:
         state = "sealed" if self.sealed else "open"
         basis = f", {self.transform}" if self.transform else ""
-        return f"<{state} {self._at[3]} of {self.tokens} tokens in {self.format}{basis}>"
+        return f"<{state} {self._at[2]} of {self.tokens} tokens in {self.format}{basis}>"
 
 
 class PageView:
@@ -217,10 +265,11 @@ class PageView:
         return page_html(self)
 
 
-def open_page(pool: Pool, handle: int, layer: int, index: int) -> PageView:
+def open_page(sequence: Holder, layer: int, index: int) -> PageView:
     """Make the view of one page."""
+    core = sequence._pool.core
     k, v = (
-        Segment(pool, handle, layer, index, side, pool.core.page(handle, layer, index, side))
+        Segment(sequence, layer, index, side, core.page(sequence._handle, layer, index, side))
         for side in "kv"
     )
     return PageView(layer, index, k, v)

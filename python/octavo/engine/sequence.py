@@ -37,15 +37,17 @@ class Sequence:
         Whether codes were changed by hand.
     """
 
-    def __init__(self, llm: "LLM", pool: Pool, handle: int) -> None:
+    def __init__(self, llm: "LLM", pool: Pool, handle: int, *, prefix: bool = True) -> None:
         self._llm = llm
         self._pool = pool
         self._handle = handle
         self._tokens: list[int] = []
         self._logits: npt.NDArray[np.float32] | None = None
         self._closed = False
+        self._cuts = 0
         self.reencoded_from: KVScheme | None = None
         self.edited = False
+        self._prefix = prefix
 
     # ---- what it is ----------------------------------------------------------------------
 
@@ -154,7 +156,7 @@ class Sequence:
         """Feed tokens in steps; return the logits after those from `skip` on."""
         steps = self._stepper.feed(
             self._pool, handle, feed, skip, what,
-            shown=self._llm.progress, logits=True, quiet=self.edited,
+            shown=self._llm.progress, logits=True, quiet=self.edited or not self._prefix,
         )  # fmt: skip
         parts = [out["logits"][0] for _, out in steps]
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
@@ -237,7 +239,7 @@ class Sequence:
                 self._settle("fork")
             core = self._pool.core
             handle = core.fork(self._handle) if same else core.reencode(self._handle, pool.core)
-            twin = Sequence(self._llm, pool, handle)
+            twin = Sequence(self._llm, pool, handle, prefix=self._prefix)
             twin._tokens = list(self._tokens)
             twin.edited, twin.reencoded_from = self.edited, self.reencoded_from
             if same:
@@ -265,6 +267,7 @@ class Sequence:
                 return
             if n < self._pool.core.length(self._handle):
                 self._pool.core.truncate(self._handle, int(n))
+            self._cuts += 1
             self._logits = None
             del self._tokens[n:]
 

@@ -1,9 +1,10 @@
 """The studies' one door to the engine: all logits of a chunk, reductions, and what was stored.
 
 Everything else in `octavo.study` is arithmetic on arrays. What the engine must offer, all public:
-`LLM.name, weights, kv, act, runtime, tokenizer`, `LLM.sequence()` (an empty one that reads and
-feeds no prefix index), `Sequence.append(ids, all_logits=True)` (float32 [n, vocab], the logits
-after each of these tokens), `Sequence.kv.bytes()` (the core's ledger of it) and `close()`.
+`LLM.name, weights, kv, act, runtime, tokenizer`, `LLM.sequence(prefix=False)` (an empty one that
+neither reads nor feeds the prefix index), `Sequence.append(ids, all_logits=True)` (float32
+[n, vocab], the logits after each of these tokens), `Sequence.kv.bytes()` (the core's ledger of it)
+and `close()`.
 """
 
 from collections.abc import Iterable, Sequence
@@ -41,7 +42,7 @@ class Lane:
         """Begin a window with an empty cache."""
         if self._sequence is not None:
             self._sequence.close()
-        self._sequence = self.llm.sequence()
+        self._sequence = self.llm.sequence(prefix=False)
 
     def rows(self, ids: npt.NDArray[np.int32]) -> npt.NDArray[np.float32]:
         """Append tokens and return the logits after each, [n, vocab]."""
