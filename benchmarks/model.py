@@ -23,7 +23,7 @@ import octavo
 
 
 def prefill_rate(llm: Any, ids: list[int]) -> float:
-    with llm.sequence() as sequence:
+    with llm.sequence(prefix=False) as sequence:
         begin = time.perf_counter()
         sequence.append(ids)
         return len(ids) / (time.perf_counter() - begin)
@@ -39,7 +39,7 @@ def decode_rate(sequence: Any, ids: list[int]) -> float:
 
 
 def context_of(llm: Any, ids: list[int], context: int) -> Any:
-    sequence = llm.sequence()
+    sequence = llm.sequence(prefix=False)
     sequence.append(ids[: max(1, context)])
     return sequence
 

@@ -34,14 +34,14 @@ def octavo_round(model: str, threads: int) -> dict[str, Any]:
         ids = rng.integers(0, llm.spec.vocab, PREFILL + DECODE).tolist()
 
         def prefill(count: int) -> float:
-            with llm.sequence() as sequence:
+            with llm.sequence(prefix=False) as sequence:
                 begin = time.perf_counter()
                 sequence.append(ids[:count])
                 _ = sequence.logits
                 return count / (time.perf_counter() - begin)
 
         def decode(count: int) -> float:
-            with llm.sequence() as sequence:
+            with llm.sequence(prefix=False) as sequence:
                 begin = time.perf_counter()
                 for token in ids[PREFILL : PREFILL + count]:
                     sequence.append([token])
