@@ -9,10 +9,10 @@
 
 #include <immintrin.h>
 
+#include "kernels/inline.h"
 #include "kernels/page/generic.h"
 #include "kernels/page/page.h"
 
-#define OCT_FLOAT_INLINE static inline __attribute__((always_inline))
 #define OCT_FLOAT_ROWS 6
 
 /* `step`: bytes from one neighbour to the next, where they are stored apart. */
@@ -25,8 +25,8 @@ typedef struct {
 } oct_float_format;
 
 /* Four channels of unit u from c on. */
-OCT_FLOAT_INLINE void oct_float_load_k(const oct_scores_args *a, oct_float_format f, int u, int c,
-                                       __m512 x[4])
+OCT_INLINE void oct_float_load_k(const oct_scores_args *a, oct_float_format f, int u, int c,
+                                 __m512 x[4])
 {
     const char *base = a->block;
     if (f.lines)
@@ -38,8 +38,8 @@ OCT_FLOAT_INLINE void oct_float_load_k(const oct_scores_args *a, oct_float_forma
 }
 
 /* Four tokens from t on, 16 channels from c on. */
-OCT_FLOAT_INLINE void oct_float_load_v(const oct_mix_args *a, oct_float_format f, int t, int c,
-                                       __m512 x[4])
+OCT_INLINE void oct_float_load_v(const oct_mix_args *a, oct_float_format f, int t, int c,
+                                 __m512 x[4])
 {
     const char *base = a->block;
     if (f.lines)
@@ -50,20 +50,20 @@ OCT_FLOAT_INLINE void oct_float_load_v(const oct_mix_args *a, oct_float_format f
                 (size_t)(a->d * f.size));
 }
 
-OCT_FLOAT_INLINE __m512 oct_float_scale(const void *block, int t)
+OCT_INLINE __m512 oct_float_scale(const void *block, int t)
 {
     const __m256i v = _mm256_loadu_si256((const __m256i *)((const uint16_t *)block + t));
     return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(v), 16));
 }
 
-OCT_FLOAT_INLINE __mmask16 oct_float_seen(int n)
+OCT_INLINE __mmask16 oct_float_seen(int n)
 {
     return n >= 16 ? 0xFFFF : n <= 0 ? 0 : (__mmask16)((1 << n) - 1);
 }
 
 /* `rows` queries from i on with nu units from u on; both are constants after inlining. */
-OCT_FLOAT_INLINE void oct_float_scores_tile(const oct_scores_args *a, oct_float_format f, int rows,
-                                            int nu, int i, int u)
+OCT_INLINE void oct_float_scores_tile(const oct_scores_args *a, oct_float_format f, int rows,
+                                      int nu, int i, int u)
 {
     __m512 acc[OCT_FLOAT_ROWS][4];
     const float *q = a->q->x + (size_t)i * a->q->ldx;
@@ -94,8 +94,7 @@ OCT_FLOAT_INLINE void oct_float_scores_tile(const oct_scores_args *a, oct_float_
         }
 }
 
-OCT_FLOAT_INLINE void oct_float_scores_rows(const oct_scores_args *a, oct_float_format f, int rows,
-                                            int i)
+OCT_INLINE void oct_float_scores_rows(const oct_scores_args *a, oct_float_format f, int rows, int i)
 {
     const int units =
         oct_page_whole_units(oct_visible_max(a->visible + i, rows)) / OCT_UNIT_TOKENS;
@@ -108,7 +107,7 @@ OCT_FLOAT_INLINE void oct_float_scores_rows(const oct_scores_args *a, oct_float_
                              _mm512_set1_ps(-INFINITY));
 }
 
-OCT_FLOAT_INLINE void oct_float_scores(const oct_scores_args *a, oct_float_format f)
+OCT_INLINE void oct_float_scores(const oct_scores_args *a, oct_float_format f)
 {
     for (int i = 0; i < a->nq; i += OCT_FLOAT_ROWS)
         switch (a->nq - i) {
@@ -122,9 +121,9 @@ OCT_FLOAT_INLINE void oct_float_scores(const oct_scores_args *a, oct_float_forma
 }
 
 /* Four tokens from t on; at an edge only those of [t0, t1) count. */
-OCT_FLOAT_INLINE void oct_float_mix_quad(__m512 acc[OCT_FLOAT_ROWS][4], const oct_mix_args *a,
-                                         oct_float_format f, int rows, int nv, int c, unsigned t,
-                                         unsigned t0, unsigned t1, const float *w)
+OCT_INLINE void oct_float_mix_quad(__m512 acc[OCT_FLOAT_ROWS][4], const oct_mix_args *a,
+                                   oct_float_format f, int rows, int nv, int c, unsigned t,
+                                   unsigned t0, unsigned t1, const float *w)
 {
     const bool edge = t0 > t || t1 < t + 4;
 #pragma GCC unroll 4
@@ -144,9 +143,8 @@ OCT_FLOAT_INLINE void oct_float_mix_quad(__m512 acc[OCT_FLOAT_ROWS][4], const oc
 }
 
 /* Tokens [t0, t1) into `rows` outputs, nv vectors of channels from c on. w: [rows][64]. */
-OCT_FLOAT_INLINE void oct_float_mix_tile(const oct_mix_args *a, oct_float_format f, int rows,
-                                         int nv, int i, int c, unsigned t0, unsigned t1,
-                                         const float *w)
+OCT_INLINE void oct_float_mix_tile(const oct_mix_args *a, oct_float_format f, int rows, int nv,
+                                   int i, int c, unsigned t0, unsigned t1, const float *w)
 {
     __m512 acc[OCT_FLOAT_ROWS][4];
     float *o = a->o + (size_t)i * a->ldo + c;
@@ -160,8 +158,8 @@ OCT_FLOAT_INLINE void oct_float_mix_tile(const oct_mix_args *a, oct_float_format
         for (int v = 0; v < nv; v++) _mm512_storeu_ps(o + (size_t)r * a->ldo + 16 * v, acc[r][v]);
 }
 
-OCT_FLOAT_INLINE void oct_float_mix_span(const oct_mix_args *a, oct_float_format f, int rows, int i,
-                                         unsigned t0, unsigned t1, const float *w)
+OCT_INLINE void oct_float_mix_span(const oct_mix_args *a, oct_float_format f, int rows, int i,
+                                   unsigned t0, unsigned t1, const float *w)
 {
     int c = 0;
     if (t0 >= t1) return;
@@ -170,7 +168,7 @@ OCT_FLOAT_INLINE void oct_float_mix_span(const oct_mix_args *a, oct_float_format
 }
 
 /* The tokens that all rows see go by tiles, what single rows see beyond row by row. */
-OCT_FLOAT_INLINE void oct_float_mix_rows(const oct_mix_args *a, oct_float_format f, int rows, int i)
+OCT_INLINE void oct_float_mix_rows(const oct_mix_args *a, oct_float_format f, int rows, int i)
 {
     _Alignas(64) float w[OCT_FLOAT_ROWS * OCT_PAGE_TOKENS];
     unsigned all = OCT_PAGE_TOKENS;
@@ -190,7 +188,7 @@ OCT_FLOAT_INLINE void oct_float_mix_rows(const oct_mix_args *a, oct_float_format
                            w + r * OCT_PAGE_TOKENS);
 }
 
-OCT_FLOAT_INLINE void oct_float_mix(const oct_mix_args *a, oct_float_format f)
+OCT_INLINE void oct_float_mix(const oct_mix_args *a, oct_float_format f)
 {
     for (int i = 0; i < a->nq; i += OCT_FLOAT_ROWS)
         switch (a->nq - i) {

@@ -9,9 +9,8 @@
 
 #include <immintrin.h>
 
+#include "kernels/inline.h"
 #include "kernels/page/page.h"
-
-#define OCT_INLINE static inline __attribute__((always_inline))
 
 #define OCT_BYTE_BIAS 128 /* of int8 codes */
 

@@ -11,38 +11,37 @@
 
 #include <assert.h>
 
+#include "kernels/inline.h"
 #include "kernels/page/page.h"
 
-static inline __attribute__((always_inline)) size_t oct_units_size(oct_dtype type)
+OCT_INLINE size_t oct_units_size(oct_dtype type)
 {
     return type == OCT_F32 ? 4 : 2;
 }
 
-static inline __attribute__((always_inline)) uint32_t oct_units_load(oct_dtype type, const void *x,
-                                                                     size_t i)
+OCT_INLINE uint32_t oct_units_load(oct_dtype type, const void *x, size_t i)
 {
     return type == OCT_F32 ? ((const uint32_t *)x)[i] : ((const uint16_t *)x)[i];
 }
 
-static inline __attribute__((always_inline)) void oct_units_store(oct_dtype type, void *x, size_t i,
-                                                                  uint32_t u)
+OCT_INLINE void oct_units_store(oct_dtype type, void *x, size_t i, uint32_t u)
 {
     if (type == OCT_F32) ((uint32_t *)x)[i] = u;
     else ((uint16_t *)x)[i] = (uint16_t)u;
 }
 
 /* Smallest magnitude (bits without sign) that a page refuses. */
-static inline __attribute__((always_inline)) uint32_t oct_units_limit(oct_dtype type)
+OCT_INLINE uint32_t oct_units_limit(oct_dtype type)
 {
     return type == OCT_F32 ? 0x7F800000u : type == OCT_F16 ? 0x7C00u : OCT_PAGE_LARGE;
 }
 
-static inline __attribute__((always_inline)) uint32_t oct_units_sign(oct_dtype type)
+OCT_INLINE uint32_t oct_units_sign(oct_dtype type)
 {
     return type == OCT_F32 ? 0x80000000u : 0x8000u;
 }
 
-static inline __attribute__((always_inline)) uint32_t oct_units_nan(oct_dtype type)
+OCT_INLINE uint32_t oct_units_nan(oct_dtype type)
 {
     return type == OCT_F32 ? 0x7FC00000u : type == OCT_F16 ? 0x7E00u : OCT_BF16_NAN;
 }
@@ -83,8 +82,7 @@ static inline void oct_units_mend(oct_dtype type, const oct_seal_args *a, oct_ks
     }
 }
 
-static inline __attribute__((always_inline)) oct_kstatus oct_units_seal(oct_dtype type,
-                                                                        const oct_seal_args *a)
+OCT_INLINE oct_kstatus oct_units_seal(oct_dtype type, const oct_seal_args *a)
 {
     assert(a->d >= 16 && a->d % 16 == 0 && (uintptr_t)a->block % 64 == 0);
     const size_t d = (size_t)a->d, row = d * oct_units_size(type);

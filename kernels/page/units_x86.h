@@ -9,8 +9,8 @@
 
 typedef void (*oct_widen16_fn)(float *out, const void *x);
 
-static inline __attribute__((always_inline)) oct_kstatus
-oct_units_decode16(const oct_decode_args *a, size_t size, oct_widen16_fn widen16)
+OCT_INLINE oct_kstatus oct_units_decode16(const oct_decode_args *a, size_t size, oct_widen16_fn
+                                          widen16)
 {
     const int d = a->d, units = oct_page_whole_units(a->tokens) / OCT_UNIT_TOKENS;
     for (int u = 0; u < units; u++) {

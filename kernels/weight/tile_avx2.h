@@ -4,9 +4,8 @@
 
 #include <immintrin.h>
 
+#include "kernels/inline.h"
 #include "kernels/weight/tile.h"
-
-#define OCT_INLINE static inline __attribute__((always_inline))
 
 /* sums: [rows][OCT_BLOCK_N], 32-byte aligned. Channels past n are masked away. */
 static inline void oct_tile_finish(const oct_linear_args *a, const oct_tile *t, const float *sums)

@@ -4,9 +4,8 @@
 
 #include <immintrin.h>
 
+#include "kernels/inline.h"
 #include "kernels/weight/tile.h"
-
-#define OCT_INLINE static inline __attribute__((always_inline))
 
 /* sums: [rows][OCT_BLOCK_N], 64-byte aligned. Channels past n are masked away. Row by row, since rows
  * of y are pages apart: both lines of one are written while its translation is at hand. */

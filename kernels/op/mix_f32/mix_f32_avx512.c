@@ -1,4 +1,5 @@
 /* mix_f32, AVX-512 column: mix_f32_simd.inc over simd/v16_avx512.h. */
+#include "kernels/inline.h"
 #include "kernels/kernels.h"
 #include "kernels/simd/v16_avx512.h"
 
