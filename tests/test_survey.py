@@ -29,6 +29,12 @@ def test_bad_thread_counts(threads):
         octavo.machine(threads)
 
 
+@pytest.mark.parametrize("threads", ["2", 1.5, True])
+def test_thread_counts_that_are_no_integers(threads):
+    with pytest.raises(TypeError, match="machine: threads must be an int"):
+        octavo.machine(threads)
+
+
 def test_an_unknown_column():
     with pytest.raises(ValueError, match="avx1024"):
         octavo.machine(1, "avx1024")

@@ -72,13 +72,12 @@ static void append_layers(oct_cache *c, oct_part_of_step *part, const oct_rows_d
 static oct_status run_reserved(oct_cache *c, oct_part_of_step *part, const oct_rows_desc *d,
                                store_job *job, oct_attend_scratch *scratch)
 {
-    bool cancelled = !oct_pool_enter(c->rt->pool, d->poll);
-    if (!cancelled) {
+    bool whole = oct_pool_enter(c->rt->pool, d->poll);
+    if (whole) {
         append_layers(c, part, d, job, scratch);
-        cancelled = oct_pool_cancelled(c->rt->pool);
-        oct_pool_leave(c->rt->pool);
+        whole = oct_pool_leave(c->rt->pool);
     }
-    if (cancelled) {
+    if (!whole) {
         oct_step_rollback(c, part, 1);
         return oct_fail(OCT_E_CANCELLED, "append: cancelled. Nothing was changed.");
     }
@@ -150,13 +149,12 @@ static oct_status attend_taken(oct_cache *c, oct_seq seq, int layer, const oct_r
             .out = d->out, .ldo = heads * (size_t)l->side[1].width, .rows = d->n,
             .scratch = scratch,
         };
-        bool cancelled = !oct_pool_enter(c->rt->pool, d->poll);
-        if (!cancelled) {
+        bool whole = oct_pool_enter(c->rt->pool, d->poll);
+        if (whole) {
             oct_attend_run(&args);
-            cancelled = oct_pool_cancelled(c->rt->pool);
-            oct_pool_leave(c->rt->pool);
+            whole = oct_pool_leave(c->rt->pool);
         }
-        if (cancelled) status = oct_fail(OCT_E_CANCELLED, "attend: cancelled");
+        if (!whole) status = oct_fail(OCT_E_CANCELLED, "attend: cancelled");
     }
     oct_attend_free(scratch);
     return status;

@@ -87,11 +87,10 @@ oct_status oct_runtime_roofs(oct_runtime *rt, size_t bytes, double seconds, oct_
         out->f32_ops = 2.0 * best(rt->pool, &job, tasks, seconds);
         job.args.kind = OCT_ROOF_READ;
         out->read_bytes = best(rt->pool, &job, tasks, seconds);
-        if (oct_pool_cancelled(rt->pool)) status = oct_fail(OCT_E_CANCELLED, "roofs: cancelled");
     } else {
         status = oct_fail_memory("roofs", "what is to be read");
     }
-    oct_pool_leave(rt->pool);
+    if (!oct_pool_leave(rt->pool) && !status) status = oct_fail(OCT_E_CANCELLED, "roofs: cancelled");
     oct_free(data);
     oct_free(work);
     oct_free(check);

@@ -112,13 +112,12 @@ static oct_status run_reserved(step *s)
 {
     oct_pool *pool = s->c->rt->pool;
     list_wanted(s);
-    bool cancelled = !oct_pool_enter(pool, s->args->poll);
-    if (!cancelled) {
+    bool whole = oct_pool_enter(pool, s->args->poll);
+    if (whole) {
         oct_ops_run(s);
-        cancelled = oct_pool_cancelled(pool);
-        oct_pool_leave(pool);
+        whole = oct_pool_leave(pool);
     }
-    if (cancelled) {
+    if (!whole) {
         oct_step_rollback(s->c, s->part, s->parts);
         return oct_fail(OCT_E_CANCELLED, "step: cancelled. Nothing was changed.");
     }

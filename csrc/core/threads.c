@@ -269,11 +269,13 @@ bool oct_pool_cancelled(const oct_pool *p)
     return atomic_load(&((oct_pool *)(uintptr_t)p)->cancel);
 }
 
-void oct_pool_leave(oct_pool *p)
+bool oct_pool_leave(oct_pool *p)
 {
+    const bool whole = !oct_pool_cancelled(p);
     oct_fp_leave(p->host_fp);
     p->poll = (oct_poll){0};
     pthread_mutex_unlock(&p->owner);
+    return whole;
 }
 
 /* ---- how many threads ------------------------------------------------------------------------ */

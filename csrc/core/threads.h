@@ -27,7 +27,7 @@ void oct_pool_resize(oct_pool *, int threads);
  * to leave; later, the remaining tasks of every loop are skipped until leave. */
 bool oct_pool_enter(oct_pool *, oct_poll);
 bool oct_pool_cancelled(const oct_pool *);
-void oct_pool_leave(oct_pool *);
+bool oct_pool_leave(oct_pool *); /* false: cancelled, and tasks were skipped */
 
 /* The control word alone, for short work on the calling thread. It never waits, so that a caller
  * may hold a host lock that a running step's poll needs. */

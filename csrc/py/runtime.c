@@ -294,11 +294,10 @@ runtime_roofs(oct_py_runtime *self, PyObject *args, PyObject *kwargs)
     oct_gil gil = {0};
     const oct_poll poll = {oct_gil_poll, &gil};
     OCT_SLOW(&gil, status, oct_runtime_roofs(self->handle, (size_t)nbytes, seconds, poll, &roofs));
-    oct_gate_leave(&self->gate);
-    if (gil.raised) return NULL;
-    if (status) return oct_raise(oct_state_of(self), status);
-    return Py_BuildValue("{s:d,s:d,s:d}", "int8_ops", roofs.int8_ops, "f32_ops", roofs.f32_ops,
-                         "read_bytes", roofs.read_bytes);
+    PyObject *dict = gil.raised ? NULL
+                                : Py_BuildValue("{s:d,s:d,s:d}", "int8_ops", roofs.int8_ops, "f32_ops",
+                                                roofs.f32_ops, "read_bytes", roofs.read_bytes);
+    return leave(self, status, dict);
 }
 
 /* ---- The type -------------------------------------------------------------------------------- */

@@ -116,7 +116,8 @@ OCT_INLINE void dot_rows(const strip *s, const int rows, const oct_act act, cons
         const uint8_t *codes = s->codes + (size_t)g * s->stride;
         const uint8_t *group = s->group + (size_t)g * GROUP_BYTES;
         const __m512i fold[2] = {zero_fold(group, 0), zero_fold(group, 1)};
-        _mm_prefetch((const char *)s->ahead + (size_t)g * LINE_BYTES, _MM_HINT_T1);
+        if (CODE_BITS == 4 && !nibbles) /* from a panel */
+            _mm_prefetch((const char *)s->ahead + (size_t)g * LINE_BYTES, _MM_HINT_T1);
         __m512i dot[MR][2], high[MR][2]; /* a8x2 sums its high terms apart */
 #pragma GCC unroll 6
         for (int r = 0; r < rows; r++)
@@ -299,7 +300,7 @@ OCT_INLINE void tile_groups(const oct_linear_args *a, const oct_tile *t, scratch
     if (act == OCT_A8X2) s.lo = x->lo + at;
     if (act == OCT_A8G32) s.scale = x->scale + at / OCT_GROUP;
     s.ahead = group + (size_t)groups * GROUP_BYTES;
-    s.ahead_end = s.ahead + (stored ? 0 : (size_t)groups * GROUP_BYTES);
+    s.ahead_end = s.ahead + (size_t)groups * GROUP_BYTES;
     s.codes = stored ? group : l->panel.bytes;
     s.stride = stored ? GROUP_BYTES : PANEL_BYTES;
     if (stored) {

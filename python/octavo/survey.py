@@ -71,9 +71,10 @@ def machine(
         For thread counts and columns that `LLM` refuses too.
     """
     from octavo import _core
+    from octavo.engine.checks import MOST_THREADS, check_count
 
-    if threads is not None and threads < 1:
-        raise ValueError(f"machine: threads must be at least 1, not {threads}")
+    if threads is not None:
+        check_count("machine: threads", threads, MOST_THREADS)
     runtime = _core.Runtime(threads or 0, isa)
     try:
         key = runtime.threads, runtime.isa

@@ -1,8 +1,8 @@
 /* roof, scalar column: what plain C does, one accumulator at a time. */
 #include <math.h>
-#include <string.h>
 
 #include "kernels/kernels.h"
+#include "kernels/num.h"
 
 static void int8_task(const oct_roof_args *a, size_t row)
 {
@@ -22,7 +22,7 @@ static void f32_task(const oct_roof_args *a, size_t row)
     float acc = 0.0f;
     for (uint32_t i = 0; i < a->steps; i++) acc = fmaf(acc, half, 1.0f);
     a->work[row] = a->steps;
-    memcpy(&a->check[row], &acc, sizeof acc);
+    a->check[row] = oct_bits(acc);
 }
 
 static void read_task(const oct_roof_args *a, size_t row)

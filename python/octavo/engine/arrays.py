@@ -16,6 +16,7 @@ from octavo.errors import ClosedError
 from octavo.model import LayerShape
 from octavo.scheme import KVScheme
 
+from .checks import MOST_THREADS, check_count
 from .ends import close_at_exit
 from .kv import EditView, Ledger, checked_place, edit_page
 from .memory import parse_bytes
@@ -27,6 +28,7 @@ _runtime_lock = threading.Lock()
 _runtime: Any = None
 _DEFAULT_MEMORY = 256 << 20
 _REALS = (int, float, np.integer, np.floating)
+_WIDEST = 1 << 16
 _F32_MOST = float(np.finfo(np.float32).max)
 
 
@@ -34,7 +36,7 @@ def default_runtime(threads: int | None = None) -> Any:
     """Return the process's shared runtime, or a new one with so many threads (1 to 256)."""
     global _runtime
     if threads is not None:
-        check_count("threads", threads, 256)
+        check_count("threads", threads, MOST_THREADS)
         return _core.Runtime(threads)
     with _runtime_lock:
         if _runtime is None:
@@ -72,9 +74,9 @@ class Cache:
                  v_dim: int | None = None, memory: int | str = _DEFAULT_MEMORY,
                  threads: int | None = None) -> None:  # fmt: skip
         for name, value in (("layers", layers), ("kv_heads", kv_heads), ("head_dim", head_dim)):
-            check_count(f"Cache: {name}", value)
+            check_count(f"Cache: {name}", value, _WIDEST)
         v_dim = head_dim if v_dim is None else v_dim
-        check_count("Cache: v_dim", v_dim)
+        check_count("Cache: v_dim", v_dim, _WIDEST)
         shape = LayerShape(kv_heads, head_dim, v_dim)
         self.kv = KVScheme.parse(kv)
         self.runtime = default_runtime(threads)
@@ -280,14 +282,6 @@ class CacheSequence:
         if self._closed:
             raise ClosedError(f"{what}: the sequence was closed; nothing was done")
         self._pool.sweep()
-
-
-def check_count(what: str, value: Any, most: int = 1 << 16) -> None:
-    """Raise `TypeError` or `ValueError` unless `value` is an int from 1 to `most`."""
-    if isinstance(value, bool) or not isinstance(value, int | np.integer):
-        raise TypeError(f"{what} must be an int, not {type(value).__name__}")
-    if not 1 <= value <= most:
-        raise ValueError(f"{what} is {value}; legal: 1 to {most}")
 
 
 def _factor(scale: Any, width: int) -> float:

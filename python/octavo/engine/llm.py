@@ -16,6 +16,7 @@ from octavo.errors import BusyError
 from octavo.scheme import DEFAULT_ACT, KVScheme, WeightScheme, parse_act
 
 from .capture import Taps
+from .checks import MOST_THREADS, check_count
 from .generation import Generation
 from .ids import token_ids
 from .memory import default_budget, parse_bytes
@@ -97,12 +98,12 @@ class LLM(Generation):
     ) -> None:
         self._closed = True
         schemes = (KVScheme.parse(kv), WeightScheme.parse(weights), parse_act(act))
-        _check_count("max_rows", max_rows, 1, _ROWS_MOST)
+        check_count("LLM: max_rows", max_rows, _ROWS_MOST)
         budget = None if memory is None else parse_bytes(memory)
         if isinstance(model, Shared):
             shared = model
         else:
-            _check_count("threads", 1 if threads is None else threads, 1, 256)
+            check_count("LLM: threads", 1 if threads is None else threads, MOST_THREADS)
             shared = Shared(model, threads or 0, tokenizer)
         try:
             self._build(shared, schemes, budget, max_rows, context, prefix, progress)
@@ -116,7 +117,7 @@ class LLM(Generation):
         self.spec, self.tokenizer, self.runtime = shared.spec, shared.tokenizer, shared.runtime
         self.name, self.eos_ids = shared.name, shared.eos_ids
         self.context = self.spec.context if context is None else context
-        _check_count("context", self.context, 1, self.spec.context)
+        check_count("LLM: context", self.context, self.spec.context)
         self.progress = progress
         self.memory = budget or default_budget(self.spec, self.context, self.kv)
         self._prefix = prefix
@@ -352,10 +353,3 @@ def _close_pools(pools: Iterable[Pool]) -> None:
     for pool in pools:
         with suppress(BufferError, BusyError):
             pool.core.close()
-
-
-def _check_count(name: str, value: Any, least: int, most: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | np.integer):
-        raise TypeError(f"LLM: {name} must be an int, not {type(value).__name__}")
-    if not least <= value <= most:
-        raise ValueError(f"LLM: {name} is {value}; legal: {least} to {most}")
