@@ -13,7 +13,6 @@
 
 typedef oct_attend_block block;
 typedef oct_partial partial;
-typedef oct_attend_lane lane_buffers;
 
 /* ---- one step's view ------------------------------------------------------------------------- */
 
@@ -34,102 +33,75 @@ static int64_t visible_of(const oct_attend_args *a, const oct_part_of_step *p, i
     return position_of(a, p, row) + !a->after;
 }
 
-/* Query vectors of a KV head lie together: head-major, then rows, then the heads of the group. */
-static size_t vector_of(const job *j, int head, int64_t row)
-{
-    return ((size_t)head * (size_t)j->a->rows + (size_t)row) * (size_t)j->group;
-}
-
 static oct_act act_of(oct_form form)
 {
     return form == OCT_FORM_Q8 ? OCT_A8 : form == OCT_FORM_Q8X2 ? OCT_A8X2 : OCT_A32;
 }
 
-static void prepare_queries(void *ctx, size_t lo, size_t hi, int lane)
-{
-    const job *j = ctx;
-    const oct_attend_args *a = j->a;
-    const oct_side *k = &j->l->side[OCT_SEGMENT_K];
-    const oct_op_kernels *op = &a->cache->rt->kernels.op;
-    const size_t d = (size_t)k->width;
-    (void)lane;
-    for (size_t r = lo; r < hi; r++)
-        for (int h = 0; h < j->l->kv_heads; h++) {
-            const size_t at = vector_of(j, h, (int64_t)r), n = (size_t)j->group * d;
-            const float *from = a->q + r * a->ldq + (size_t)h * n;
-            float *to = a->scratch->q + at * d;
-            for (size_t i = 0; i < n; i++) to[i] = from[i] * a->scale;
-            if (k->transform.on) {
-                const oct_hadamard_args had = {to, n, j->group, k->width, k->transform.block,
-                                               k->transform.signs, false, to, n};
-                op->hadamard(&had, 0, 1);
-            }
-            if (a->scratch->codes.act != OCT_A32) {
-                const oct_quantize_args quantize = {&a->scratch->codes, NULL};
-                op->quantize(&quantize, at, at + (size_t)j->group);
-            }
-        }
-}
-
-static void finish_rows(void *ctx, size_t lo, size_t hi, int lane)
-{
-    const job *j = ctx;
-    const oct_attend_args *a = j->a;
-    const oct_side *v = &j->l->side[OCT_SEGMENT_V];
-    const size_t n = (size_t)j->group * (size_t)v->width;
-    (void)lane;
-    for (size_t r = lo; r < hi; r++)
-        for (int h = 0; h < j->l->kv_heads; h++) {
-            const float *from = a->scratch->o + vector_of(j, h, (int64_t)r) * (size_t)v->width;
-            float *to = a->out + r * a->ldo + (size_t)h * n;
-            memcpy(to, from, n * sizeof *to);
-            if (!v->transform.on) continue;
-            const oct_hadamard_args had = {to, n, j->group, v->width, v->transform.block,
-                                           v->transform.signs, true, to, n};
-            a->cache->rt->kernels.op.hadamard(&had, 0, 1);
-        }
-}
-
 /* ---- chunks ---------------------------------------------------------------------------------- */
 
-/* One block and KV head, ready to walk pages. */
+/* One block and KV head, ready to walk pages. Query vectors: rows ascending, heads of the group. */
 typedef struct {
     const job *j;
     const oct_part_of_step *part;
     const block *b;
-    lane_buffers *buf;
+    oct_attend_lane *buf;
     void *kernel_lane;
-    oct_rows q;
+    partial chunk, level[LEVELS];
+    bool held[LEVELS]; /* whether anything was folded into a level yet */
     int head, queries;
     int64_t page_of_queries, tokens; /* the most that any of the queries sees */
 } walk;
 
-static walk start_walk(const job *j, int block_index, int head, int lane)
+/* Query vectors of the block: scaled, transformed, quantized as the sealed keys want them. */
+static void prepare_queries(const walk *w)
+{
+    const oct_attend_args *a = w->j->a;
+    const oct_side *k = &w->j->l->side[OCT_SEGMENT_K];
+    const oct_op_kernels *op = &a->cache->rt->kernels.op;
+    const size_t n = (size_t)w->j->group * (size_t)k->width;
+    float *to = w->buf->q;
+    for (int r = 0; r < w->b->rows; r++, to += n) {
+        const float *from = a->q + (size_t)(w->b->row + r) * a->ldq + (size_t)w->head * n;
+        for (size_t i = 0; i < n; i++) to[i] = from[i] * a->scale;
+        if (!k->transform.on) continue;
+        const oct_hadamard_args had = {to, n, w->j->group, k->width, k->transform.block,
+                                       k->transform.signs, false, to, n};
+        op->hadamard(&had, 0, 1);
+    }
+    oct_rows *codes = &w->buf->codes;
+    codes->act = act_of(k->form);
+    codes->m = w->queries;
+    codes->k = k->width;
+    codes->kp = (k->width + OCT_GROUP - 1) / OCT_GROUP * OCT_GROUP;
+    codes->x = w->buf->q;
+    codes->ldx = (size_t)k->width;
+    if (codes->act == OCT_A32) return;
+    const oct_quantize_args quantize = {codes, NULL};
+    op->quantize(&quantize, 0, (size_t)w->queries);
+}
+
+/* Unit u of the work is block u % blocks of KV head u / blocks. */
+static walk start_walk(const job *j, size_t unit, int lane)
 {
     const oct_attend_args *a = j->a;
-    const block *b = &a->scratch->blocks[block_index];
+    oct_attend_lane *buf = &a->scratch->lane[lane];
+    const block *b = &a->scratch->blocks[unit % (size_t)j->blocks];
     const oct_part_of_step *p = &a->part[b->part];
-    const size_t at = vector_of(j, head, b->row);
-    oct_rows q = a->scratch->codes;
-    q.m = b->rows * j->group;
-    q.x = a->scratch->q + at * (size_t)q.k;
-    q.ldx = (size_t)q.k;
-    q.hi += at * (size_t)q.kp;
-    q.lo += at * (size_t)q.kp;
-    q.scale += at;
-    q.sum += at * (size_t)(q.kp / OCT_GROUP);
-    return (walk){
+    walk w = {
         .j = j,
         .part = p,
         .b = b,
-        .buf = &a->scratch->lane[lane],
+        .buf = buf,
         .kernel_lane = a->cache->rt->lanes[lane],
-        .q = q,
-        .head = head,
-        .queries = q.m,
+        .chunk = buf->chunk,
+        .head = (int)(unit / (size_t)j->blocks),
+        .queries = b->rows * j->group,
         .page_of_queries = position_of(a, p, b->row) / P,
         .tokens = visible_of(a, p, b->row + b->rows - 1),
     };
+    memcpy(w.level, buf->level, sizeof w.level);
+    return w;
 }
 
 /* Sealed or open, by the reading law: sealed iff page(s) < page(t) - recent and page(s) >= sinks. */
@@ -202,7 +174,7 @@ static void attend_chunk(const walk *w, int chunk, const partial *out)
         fill_visible(w, first + i);
         const oct_scores_args scores = {
             &k->page[format], &k->op, keys, unit_stride(w, first + i, OCT_SEGMENT_K), ks->width,
-            w->queries, form, &w->q, w->buf->visible, w->buf->s + i * P, CHUNK,
+            w->queries, form, &w->buf->codes, w->buf->visible, w->buf->s + i * P, CHUNK,
             ahead_of(w, first, pages, i),
         };
         k->page[format].scores[form](&scores, w->kernel_lane);
@@ -224,49 +196,64 @@ static void attend_chunk(const walk *w, int chunk, const partial *out)
 
 /* ---- folding --------------------------------------------------------------------------------- */
 
-static void clear_level(const walk *w, int level)
-{
-    const partial *p = &w->buf->level[level];
-    memset(p->o, 0, (size_t)w->queries * (size_t)w->j->l->side[1].width * sizeof *p->o);
-    for (int i = 0; i < w->queries; i++) {
-        p->m[i] = -INFINITY;
-        p->l[i] = 0.0f;
-    }
-}
-
-static void merge_into(const walk *w, const partial *to, const partial *from)
+/* Adds `from` to a level. The first of a level takes its place and leaves it the level's memory. */
+static void fold(walk *w, int level, partial *from)
 {
     const size_t d = (size_t)w->j->l->side[OCT_SEGMENT_V].width;
-    const oct_merge_args args = {to->o, to->m, to->l, d, from->o, from->m, from->l, d, (int)d};
-    w->j->a->cache->rt->kernels.op.merge(&args, 0, (size_t)w->queries);
+    partial *to = &w->level[level];
+    if (w->held[level]) {
+        const oct_merge_args args = {to->o, to->m, to->l, d, from->o, from->m, from->l, d, (int)d};
+        w->j->a->cache->rt->kernels.op.merge(&args, 0, (size_t)w->queries);
+        return;
+    }
+    const partial mine = *to;
+    *to = *from;
+    *from = mine;
+    w->held[level] = true;
 }
 
 /* Level i is full: add it to the one above and start it anew. */
-static void close_level(const walk *w, int level)
+static void close_level(walk *w, int level)
 {
-    merge_into(w, &w->buf->level[level + 1], &w->buf->level[level]);
-    clear_level(w, level);
+    if (!w->held[level]) return;
+    fold(w, level + 1, &w->level[level]);
+    w->held[level] = false;
 }
 
-static void fold_chunk(const walk *w, int chunk, const partial *p)
+static void fold_chunk(walk *w, int chunk, partial *p)
 {
-    merge_into(w, &w->buf->level[0], p);
+    fold(w, 0, p);
     if ((chunk + 1) % SUPER == 0) close_level(w, 0);
     if ((chunk + 1) % RUN == 0) close_level(w, 1);
 }
 
-static void fold_end(const walk *w)
+/* One row's heads of the group, divided by their sums and back in the model's basis. */
+static void put_row(const walk *w, int row, const partial *total)
 {
-    const job *j = w->j;
-    const size_t d = (size_t)j->l->side[OCT_SEGMENT_V].width;
+    const oct_attend_args *a = w->j->a;
+    const oct_side *v = &w->j->l->side[OCT_SEGMENT_V];
+    const int group = w->j->group, d = v->width;
+    const size_t n = (size_t)group * (size_t)d;
+    float *out = a->out + (size_t)(w->b->row + row) * a->ldo + (size_t)w->head * n;
+    for (int g = 0; g < group; g++) {
+        const int i = row * group + g;
+        const float *o = total ? total->o + (size_t)i * (size_t)d : NULL;
+        if (!total || total->l[i] == 0.0f)
+            memset(out + g * d, 0, (size_t)d * sizeof *out);
+        else
+            for (int ch = 0; ch < d; ch++) out[g * d + ch] = o[ch] / total->l[i];
+    }
+    if (!v->transform.on) return;
+    const oct_hadamard_args had = {out, n, group, d, v->transform.block, v->transform.signs, true,
+                                   out, n};
+    a->cache->rt->kernels.op.hadamard(&had, 0, 1);
+}
+
+static void fold_end(walk *w)
+{
     close_level(w, 0);
     close_level(w, 1);
-    const partial *total = &w->buf->level[2];
-    float *out = j->a->scratch->o + vector_of(j, w->head, w->b->row) * d;
-    for (int i = 0; i < w->queries; i++)
-        for (size_t ch = 0; ch < d; ch++)
-            out[(size_t)i * d + ch] =
-                total->l[i] == 0.0f ? 0.0f : total->o[(size_t)i * d + ch] / total->l[i];
+    for (int r = 0; r < w->b->rows; r++) put_row(w, r, w->held[2] ? &w->level[2] : NULL);
 }
 
 static int chunks_of(const walk *w)
@@ -276,14 +263,12 @@ static int chunks_of(const walk *w)
 
 static void attend_whole(void *ctx, size_t lo, size_t hi, int lane)
 {
-    const job *j = ctx;
-    for (size_t task = lo; task < hi; task++) {
-        const int blocks = j->blocks;
-        const walk w = start_walk(j, (int)(task % (size_t)blocks), (int)(task / (size_t)blocks), lane);
-        for (int level = 0; level < LEVELS; level++) clear_level(&w, level);
+    for (size_t unit = lo; unit < hi; unit++) {
+        walk w = start_walk(ctx, unit, lane);
+        prepare_queries(&w);
         for (int chunk = 0; chunk < chunks_of(&w); chunk++) {
-            attend_chunk(&w, chunk, &w.buf->chunk);
-            fold_chunk(&w, chunk, &w.buf->chunk);
+            attend_chunk(&w, chunk, &w.chunk);
+            fold_chunk(&w, chunk, &w.chunk);
         }
         fold_end(&w);
     }
@@ -291,39 +276,42 @@ static void attend_whole(void *ctx, size_t lo, size_t hi, int lane)
 
 /* ---- split: every chunk a task, then a fold per block and head --------------------------------- */
 
-/* Where the partial of (block, head, chunk) lies: [vector][chunk] of (o, m, l) with the vectors of a
- * block together. */
+/* Where the partial of (block, head, chunk) lies. The vectors of a block and head are together, and
+ * of those of a head the rows ascend:  [head][row][group] vectors x [chunk] of (o, m, l). */
 static partial split_at(const walk *w, int chunk)
 {
     const job *j = w->j;
     const size_t d = (size_t)j->l->side[OCT_SEGMENT_V].width, q = (size_t)w->queries;
-    float *base = j->a->scratch->split + vector_of(j, w->head, w->b->row) * (d + 2) *
-                                             (size_t)j->chunks + q * (d + 2) * (size_t)chunk;
+    const size_t vector = ((size_t)w->head * (size_t)j->a->rows + (size_t)w->b->row) *
+                          (size_t)j->group;
+    float *base = j->a->scratch->split + vector * (d + 2) * (size_t)j->chunks +
+                  q * (d + 2) * (size_t)chunk;
     return (partial){base, base + q * d, base + q * (d + 1)};
 }
 
 static void attend_split(void *ctx, size_t lo, size_t hi, int lane)
 {
     const job *j = ctx;
-    for (size_t task = lo; task < hi; task++) {
-        const size_t unit = task / (size_t)j->chunks;
-        const int chunk = (int)(task % (size_t)j->chunks), blocks = j->blocks;
-        const walk w = start_walk(j, (int)(unit % (size_t)blocks), (int)(unit / (size_t)blocks), lane);
-        if (chunk >= chunks_of(&w)) continue;
-        const partial p = split_at(&w, chunk);
-        attend_chunk(&w, chunk, &p);
+    const size_t chunks = (size_t)j->chunks;
+    for (size_t task = lo; task < hi;) {
+        const size_t unit = task / chunks, end = unit * chunks + chunks < hi ? unit * chunks + chunks : hi;
+        const walk w = start_walk(j, unit, lane);
+        prepare_queries(&w);
+        for (; task < end; task++) {
+            const int chunk = (int)(task % chunks);
+            if (chunk >= chunks_of(&w)) continue;
+            const partial p = split_at(&w, chunk);
+            attend_chunk(&w, chunk, &p);
+        }
     }
 }
 
 static void fold_split(void *ctx, size_t lo, size_t hi, int lane)
 {
-    const job *j = ctx;
     for (size_t unit = lo; unit < hi; unit++) {
-        const int blocks = j->blocks;
-        const walk w = start_walk(j, (int)(unit % (size_t)blocks), (int)(unit / (size_t)blocks), lane);
-        for (int level = 0; level < LEVELS; level++) clear_level(&w, level);
+        walk w = start_walk(ctx, unit, lane);
         for (int chunk = 0; chunk < chunks_of(&w); chunk++) {
-            const partial p = split_at(&w, chunk);
+            partial p = split_at(&w, chunk);
             fold_chunk(&w, chunk, &p);
         }
         fold_end(&w);
@@ -376,25 +364,17 @@ void oct_attend_run(const oct_attend_args *a)
 {
     oct_pool *pool = a->cache->rt->pool;
     const oct_layer *l = &a->cache->layer[a->layer];
-    const oct_side *k = &l->side[OCT_SEGMENT_K];
-    oct_rows *codes = &a->scratch->codes;
     job j = {a, l, a->heads / l->kv_heads, 0, 0};
-    codes->act = act_of(k->form);
-    codes->m = (int)(a->rows * a->heads);
-    codes->k = k->width;
-    codes->kp = (k->width + OCT_GROUP - 1) / OCT_GROUP * OCT_GROUP;
-    codes->x = a->scratch->q;
-    codes->ldx = (size_t)k->width;
-    oct_parallel(pool, (size_t)a->rows, 8, prepare_queries, &j);
     j.blocks = make_blocks(&j);
     const size_t units = (size_t)j.blocks * (size_t)l->kv_heads;
     const int chunks = longest_in_chunks(a);
-    if (worth_splitting(&j, chunks)) {
-        j.chunks = chunks;
-        oct_parallel(pool, units * (size_t)chunks, 1, attend_split, &j);
-        oct_parallel(pool, units, 1, fold_split, &j);
-    } else {
+    if (!worth_splitting(&j, chunks)) {
         oct_parallel(pool, units, 1, attend_whole, &j);
+        return;
     }
-    oct_parallel(pool, (size_t)a->rows, 8, finish_rows, &j);
+    /* Neighbouring chunks in one claim: the walk asks for memory ahead of itself. */
+    const size_t tasks = units * (size_t)chunks;
+    j.chunks = chunks;
+    oct_parallel(pool, tasks, tasks / (8 * (size_t)a->cache->rt->threads) + 1, attend_split, &j);
+    oct_parallel(pool, units, 1, fold_split, &j);
 }

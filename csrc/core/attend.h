@@ -26,18 +26,17 @@ typedef struct {
 } oct_partial;
 
 typedef struct {
-    float *s; /* [queries][CHUNK] */
+    float *q;       /* [queries][width] of the block that is walked */
+    oct_rows codes; /* of q */
+    float *s;       /* [queries][CHUNK] */
     oct_partial chunk, level[LEVELS];
     int *visible;
 } oct_attend_lane;
 
 struct oct_attend_scratch {
-    int64_t vectors; /* capacity: rows * heads */
-    int width, queries, lanes;
-    float *q, *o;    /* [vectors][width] */
-    oct_rows codes;  /* of the queries */
-    oct_attend_block *blocks;   /* [rows] */
+    int width, queries, lanes; /* capacities, as the next */
     int64_t rows;
+    oct_attend_block *blocks; /* [rows] */
     oct_attend_lane *lane;
     float *lane_memory;
     float *split; /* partials of chunks that are tasks of their own */

@@ -1,6 +1,5 @@
-/* attend_scratch.c: the memory of attention, sized for a step before it computes: transformed and
- * quantized queries, outputs, each lane's scores and partial results, and the partials of chunks
- * that run as tasks of their own. */
+/* attend_scratch.c: the memory of attention, sized for a step before it computes: each lane's
+ * queries, scores and partial results, and the partials of chunks that run as tasks of their own. */
 #include <limits.h>
 
 #include "csrc/core/attend.h"
@@ -14,12 +13,14 @@ typedef oct_attend_lane lane_buffers;
 static size_t lane_floats(int queries, int width)
 {
     const size_t q = (size_t)queries;
-    return q * CHUNK + (LEVELS + 1) * q * ((size_t)width + 2) + q;
+    return q * (size_t)width + q * CHUNK + (LEVELS + 1) * q * ((size_t)width + 2) + q;
 }
 
 static void lay_out_lane(lane_buffers *b, float *at, int queries, int width)
 {
     const size_t q = (size_t)queries;
+    b->q = at;
+    at += q * (size_t)width;
     b->s = at;
     at += q * CHUNK;
     for (int i = 0; i <= LEVELS; i++) {
@@ -33,9 +34,7 @@ static void lay_out_lane(lane_buffers *b, float *at, int queries, int width)
 void oct_attend_free(oct_attend_scratch *s)
 {
     if (!s) return;
-    oct_free(s->q);
-    oct_free(s->o);
-    oct_rows_free(&s->codes);
+    for (int i = 0; s->lane && i < s->lanes; i++) oct_rows_free(&s->lane[i].codes);
     oct_free(s->blocks);
     oct_free(s->lane);
     oct_free(s->lane_memory);
@@ -43,31 +42,26 @@ void oct_attend_free(oct_attend_scratch *s)
     oct_free(s);
 }
 
-static oct_attend_scratch *new_scratch(int64_t rows, int heads, int width, int queries, int lanes,
+static oct_attend_scratch *new_scratch(int64_t rows, int width, int queries, int lanes,
                                        size_t split_floats)
 {
     oct_attend_scratch *s = oct_zalloc(OCT_TAG_SCRATCH, 1, sizeof *s);
-    const size_t vectors = (size_t)rows * (size_t)heads, each = lane_floats(queries, width);
+    const size_t each = lane_floats(queries, width);
     if (!s) return NULL;
-    *s = (oct_attend_scratch){.vectors = (int64_t)vectors, .width = width, .queries = queries};
-    s->lanes = lanes;
-    s->rows = rows;
-    s->split_floats = split_floats;
-    s->q = oct_alloc(OCT_TAG_SCRATCH, vectors * (size_t)width, sizeof *s->q);
-    s->o = oct_alloc(OCT_TAG_SCRATCH, vectors * (size_t)width, sizeof *s->o);
+    *s = (oct_attend_scratch){.width = width, .queries = queries, .lanes = lanes, .rows = rows,
+                              .split_floats = split_floats};
     s->blocks = oct_alloc(OCT_TAG_SCRATCH, (size_t)rows, sizeof *s->blocks);
-    s->lane = oct_alloc(OCT_TAG_SCRATCH, (size_t)lanes, sizeof *s->lane);
+    s->lane = oct_zalloc(OCT_TAG_SCRATCH, (size_t)lanes, sizeof *s->lane);
     s->lane_memory = oct_alloc(OCT_TAG_SCRATCH, (size_t)lanes * each, sizeof *s->lane_memory);
     if (split_floats) s->split = oct_alloc(OCT_TAG_SCRATCH, split_floats, sizeof *s->split);
-    const bool codes = oct_rows_alloc(&s->codes, "attend", (int)vectors, width) == OCT_OK;
-    if (!s->q || !s->o || !s->blocks || !s->lane || !s->lane_memory || !codes ||
-        (split_floats && !s->split)) {
-        oct_attend_free(s);
-        return NULL;
-    }
-    for (int i = 0; i < lanes; i++)
+    bool good = s->blocks && s->lane && s->lane_memory && (!split_floats || s->split);
+    for (int i = 0; good && i < lanes; i++) {
         lay_out_lane(&s->lane[i], s->lane_memory + (size_t)i * each, queries, width);
-    return s;
+        good = oct_rows_alloc(&s->lane[i].codes, "attend", queries, width) == OCT_OK;
+    }
+    if (good) return s;
+    oct_attend_free(s);
+    return NULL;
 }
 
 static int widest(const oct_cache *c)
@@ -93,11 +87,11 @@ oct_status oct_attend_fit(oct_attend_scratch **scratch, const oct_cache *c, cons
          split > SPLIT_BYTES / sizeof(float)))
         split = 0;
     const oct_attend_scratch *s = *scratch;
-    if (s && s->vectors >= rows * heads && s->rows >= rows && s->width >= width &&
+    if (s && s->rows >= rows && s->width >= width &&
         s->queries >= queries && s->lanes >= c->rt->threads && s->split_floats >= split)
         return OCT_OK;
     if (split && split < 1 << 16) split = 1 << 16;
-    oct_attend_scratch *fit = new_scratch(rows, heads, width, queries, c->rt->threads, split);
+    oct_attend_scratch *fit = new_scratch(rows, width, queries, c->rt->threads, split);
     if (!fit) return oct_fail_memory(operation, "the scratch of attention");
     oct_attend_free(*scratch);
     *scratch = fit;
