@@ -94,13 +94,27 @@ static void **alloc_lanes(int n)
     return lanes;
 }
 
+/* OCTAVO_THREADS, where it is set, else what this machine grants. */
+static oct_status default_threads(int *threads)
+{
+    const char *text = getenv("OCTAVO_THREADS");
+    *threads = oct_default_threads();
+    if (!text || !*text) return OCT_OK;
+    char *end = NULL;
+    const long n = strtol(text, &end, 10);
+    if (*end || n < 1 || n > OCT_MAX_THREADS)
+        return oct_fail(OCT_E_VALUE, "runtime: OCTAVO_THREADS is '%.32s', legal are 1 to %d", text,
+                        OCT_MAX_THREADS);
+    *threads = (int)n;
+    return OCT_OK;
+}
+
 static oct_status check_threads(int *threads)
 {
     if (*threads < 0 || *threads > OCT_MAX_THREADS)
         return oct_fail(OCT_E_VALUE, "runtime: threads is %d, legal are 1 to %d, or 0 for the default",
                         *threads, OCT_MAX_THREADS);
-    if (*threads == 0) *threads = oct_default_threads();
-    return OCT_OK;
+    return *threads ? OCT_OK : default_threads(threads);
 }
 
 oct_status oct_runtime_open(oct_runtime **out, int threads, const char *isa)

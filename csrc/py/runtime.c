@@ -305,7 +305,8 @@ runtime_roofs(oct_py_runtime *self, PyObject *args, PyObject *kwargs)
 PyDoc_STRVAR(runtime_doc,
 "Runtime(threads=0, isa=None)\n--\n\n"
 "Kernels of one ISA level and a pool of threads.\n\n"
-"threads 0 takes the default; isa None takes OCTAVO_ISA, else the best level of this machine.\n"
+"threads 0 takes OCTAVO_THREADS, else what this machine grants; isa None takes OCTAVO_ISA, else\n"
+"the best level of this machine.\n"
 "UnsupportedError for a level above the machine's. No result depends on either.");
 PyDoc_STRVAR(kernels_doc, "kernels($self)\n--\n\nRows (table, name, slot, form, isa, bits).");
 PyDoc_STRVAR(kl_doc,

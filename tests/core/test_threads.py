@@ -309,6 +309,29 @@ def test_octavo_isa_refuses_what_it_does_not_know(bad):
     assert "OCTAVO_ISA" in out and "scalar, avx2, avx512" in out
 
 
+def test_octavo_threads_is_the_default_and_no_more():
+    code = """
+        first, told = _core.Runtime(), _core.Runtime(2)
+        print(first.threads, told.threads)
+        first.threads = 0
+        print(first.threads)
+    """
+    assert child(code, OCTAVO_THREADS="3").split() == ["3", "2", "3"]
+
+
+@pytest.mark.parametrize("bad", ["0", "-1", "10000", "two", "2 ", "1.5", "9" * 40])
+def test_octavo_threads_refuses_what_no_runtime_takes(bad):
+    out = child(
+        """
+        try: _core.Runtime()
+        except ValueError as error: print(error)
+        print(_core.Runtime(1).threads)
+        """,
+        OCTAVO_THREADS=bad,
+    )
+    assert "OCTAVO_THREADS" in out and "1 to 256" in out and out.split()[-1] == "1"
+
+
 # ---- processes ----------------------------------------------------------------------------------
 
 

@@ -46,7 +46,7 @@ class LLM(Generation):
         How grouped weight formats read activations: ``"a8x2"``, ``"a8g32"``, ``"a8"`` or the exact
         ``"a32"``.
     threads : int, optional
-        By default what affinity, cgroup quota and physical cores allow.
+        By default ``OCTAVO_THREADS``, else what affinity, cgroup quota and physical cores allow.
     memory : int or str, optional
         Budget of each scheme's pages in bytes (``"2 GiB"``). By default four contexts in bf16, at
         most half of the memory that is free.
