@@ -80,7 +80,7 @@ def test_fast_columns_equal_scalar(name, act, isa, n):
         rng = np.random.default_rng(n + k)
         w = calls.random_matrix(name, n, k, rng, 1 + k % 2)
         bias = rng.standard_normal(n).astype(np.float32)
-        for m in (1, 2, 3, 4, 5, 6, 7, 9, 13, 128, 131) if k <= 64 else (1, 4, 6, 13):
+        for m in (1, 2, 3, 4, 5, 6, 7, 9, 13, 24, 25, 128, 131) if k <= 64 else (1, 4, 6, 13):
             x = inputs(m, k, rng)
             rows = calls.oracle_rows(x, act)
             start = rng.standard_normal((m, n)).astype(np.float32)
