@@ -288,13 +288,38 @@ typedef struct {
     float *dst;     /* [rows of the step][width of buffer], in item order */
 } oct_capture;
 
+/* Kinds of work in a step. */
+typedef enum {
+    OCT_COST_EMBED,
+    OCT_COST_NORM,   /* norms, and quantizing rows for the products */
+    OCT_COST_LINEAR, /* the layers' products */
+    OCT_COST_GATE,   /* SwiGLU, and quantizing its rows */
+    OCT_COST_STORE,  /* per-head norms, RoPE, rows into open pages */
+    OCT_COST_SEAL,
+    OCT_COST_ATTEND,
+    OCT_COST_HEAD, /* the product that gives logits */
+    OCT_COST_PICK, /* what was asked of the logits */
+    OCT_COST_COUNT
+} oct_cost_kind;
+
+/* What a kind of work has to read of weights and pages, each stored byte once, and its useful
+ * operations, 2 per multiply-add, by the kind of arithmetic: of shapes alone, so it is the same
+ * on every machine. Rows between ops are not counted. `ns` is measured, where that was asked. */
+typedef struct {
+    int64_t ns;
+    double bytes, int8_ops, f32_ops;
+} oct_cost;
+const char *oct_cost_name(oct_cost_kind);
+
 typedef struct {
     oct_step_item *items;
     int n_items;
     const oct_capture *captures;
     int n_captures;
     bool quiet;    /* capture, edited models: do not feed the prefix index */
+    bool timed;    /* fill in ns */
     oct_poll poll;
+    oct_cost cost[OCT_COST_COUNT]; /* out */
 } oct_step_args;
 
 /* [slow] One pass of the whole model over a ragged batch: any mix of prefill chunks and single rows,

@@ -221,6 +221,12 @@ typedef struct {
     float *out;
 } oct_decode_args;
 
+/* Memory that the caller reads next: a kernel may ask for its lines while it computes, and need not.
+ * at == end: nothing. */
+typedef struct {
+    const char *at, *end;
+} oct_ahead;
+
 /* s[i][0..64) = score of query i and each token, -inf where token >= visible[i]. Only units of
  * 16 tokens below max(visible) are read. q holds nq rows: x for OCT_FORM_F32; for Q8 (act a8) and
  * Q8X2 (act a8x2) hi, lo, scale, sum. Scaling by 1/sqrt(d) and transforms are in q already. */
@@ -235,6 +241,7 @@ typedef struct {
     const int *visible; /* [nq], 0..64 */
     float *s;           /* [nq][lds] */
     size_t lds;
+    oct_ahead ahead;
 } oct_scores_args;
 
 /* o[i][0..d) continues with the tokens t < visible[i] of this page, p[i][t] their probabilities.
@@ -251,6 +258,7 @@ typedef struct {
     size_t ldp;
     float *o; /* [nq][ldo], in and out */
     size_t ldo;
+    oct_ahead ahead;
 } oct_mix_args;
 
 typedef oct_kstatus (*oct_layout_fn)(int d, oct_role role, oct_page_layout *out);

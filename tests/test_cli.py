@@ -63,6 +63,15 @@ def test_generate_info_kernels(capsys, tiny_llama):
     assert status == 0 and "int4" in out
 
 
+def test_profile_prints_both_phases_against_the_roofs(capsys, tiny_llama):
+    sizes = ["--prefill", "70", "--decode", "3", "--context", "66", "--kv", "int8"]
+    status, out, _ = run(capsys, "profile", tiny_llama, "--threads", "1", *sizes)
+    assert status == 0
+    assert "prefill after 66 tokens" in out and "70 tokens in 1 steps" in out
+    assert "decode after 66 tokens" in out and "3 tokens in 3 steps" in out
+    assert out.count("attend") == 2 and "roofs:" in out
+
+
 def test_errors_are_one_line_and_status_1(capsys, tmp_path):
     status, out, err = run(capsys, "info", tmp_path / "none.gguf")
     assert status == 1 and not out and err.startswith("octavo: ") and "none.gguf" in err

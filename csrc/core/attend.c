@@ -133,13 +133,19 @@ static walk start_walk(const job *j, int block_index, int head, int lane)
 }
 
 /* Sealed or open, by the reading law: sealed iff page(s) < page(t) - recent and page(s) >= sinks. */
+static bool is_sealed(const walk *w, int64_t page)
+{
+    const oct_cache *c = w->j->a->cache;
+    return page < w->page_of_queries - c->recent && page >= c->sinks;
+}
+
 static const void *read_page(const walk *w, int64_t page, int side, oct_page_id *format,
                              oct_form *form)
 {
     const oct_cache *c = w->j->a->cache;
     const oct_side *s = &w->j->l->side[side];
     const oct_entry *e = &w->part->seq->table[page];
-    if (page < w->page_of_queries - c->recent && page >= c->sinks) {
+    if (is_sealed(w, page)) {
         *format = s->format;
         *form = s->form;
         return oct_sealed_block(c, w->j->a->layer, e->page, w->head, side);
@@ -152,9 +158,7 @@ static const void *read_page(const walk *w, int64_t page, int side, oct_page_id 
 /* Bytes between 16-token units of a block: open units lie a whole cache unit apart. */
 static size_t unit_stride(const walk *w, int64_t page, int side)
 {
-    const oct_cache *c = w->j->a->cache;
-    const bool sealed = page < w->page_of_queries - c->recent && page >= c->sinks;
-    return sealed ? w->j->l->side[side].unit_bytes : c->unit_bytes;
+    return is_sealed(w, page) ? w->j->l->side[side].unit_bytes : w->j->a->cache->unit_bytes;
 }
 
 /* Tokens of `page` that each query sees. */
@@ -166,6 +170,22 @@ static void fill_visible(const walk *w, int64_t page)
         const int visible = seen < 0 ? 0 : seen > P ? P : (int)seen;
         for (int g = 0; g < w->j->group; g++) w->buf->visible[r * w->j->group + g] = visible;
     }
+}
+
+/* What the walk reads after block `at` of a chunk: its K blocks, its V blocks, then the next chunk's.
+ * Small blocks look further, so that what is asked for has the time to come. */
+static oct_ahead ahead_of(const walk *w, int64_t first, int pages, int at)
+{
+    const oct_side *sides = w->j->l->side;
+    const int side_now = at < pages ? OCT_SEGMENT_K : OCT_SEGMENT_V;
+    const size_t far = AHEAD_BYTES / sides[side_now].block_bytes;
+    at += far < 1 ? 1 : far > CHUNK_PAGES ? CHUNK_PAGES : (int)far;
+    const int side = at < pages || at >= 2 * pages ? OCT_SEGMENT_K : OCT_SEGMENT_V;
+    const int64_t page = first + (at < pages ? at : at - pages);
+    if (page >= (w->tokens + P - 1) / P || !is_sealed(w, page)) return (oct_ahead){0};
+    const char *block = oct_sealed_block(w->j->a->cache, w->j->a->layer,
+                                         w->part->seq->table[page].page, w->head, side);
+    return (oct_ahead){block, block + sides[side].block_bytes};
 }
 
 /* (o, m, l) of one chunk into `out`. */
@@ -183,6 +203,7 @@ static void attend_chunk(const walk *w, int chunk, const partial *out)
         const oct_scores_args scores = {
             &k->page[format], &k->op, keys, unit_stride(w, first + i, OCT_SEGMENT_K), ks->width,
             w->queries, form, &w->q, w->buf->visible, w->buf->s + i * P, CHUNK,
+            ahead_of(w, first, pages, i),
         };
         k->page[format].scores[form](&scores, w->kernel_lane);
     }
@@ -195,6 +216,7 @@ static void attend_chunk(const walk *w, int chunk, const partial *out)
         const oct_mix_args mix = {
             &k->page[format], &k->op, values, unit_stride(w, first + i, OCT_SEGMENT_V), vs->width,
             w->queries, form, w->buf->visible, w->buf->s + i * P, CHUNK, out->o, (size_t)vs->width,
+            ahead_of(w, first, pages, pages + i),
         };
         k->page[format].mix[form](&mix, w->kernel_lane);
     }

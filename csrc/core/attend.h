@@ -12,6 +12,7 @@ enum {
     SUPER = 4096 / CHUNK, /* chunks */
     RUN = 32768 / CHUNK,
     LEVELS = 3,
+    AHEAD_BYTES = 8192, /* how far ahead of the walk memory is asked for */
 };
 
 typedef struct {

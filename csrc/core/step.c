@@ -148,6 +148,7 @@ static oct_status step_taken(step *s)
     if (!status) status = check_captures(s);
     if (!status) status = find_parts(s);
     if (status) return status;
+    oct_cost_of_step(s);
     s->wanted_part = oct_alloc(OCT_TAG_SCRATCH, (size_t)s->wanted + 1, sizeof *s->wanted_part);
     s->wanted_row = oct_alloc(OCT_TAG_SCRATCH, (size_t)s->wanted + 1, sizeof *s->wanted_row);
     if (!s->wanted_part || !s->wanted_row) status = oct_fail_memory("step", "its row lists");

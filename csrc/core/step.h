@@ -15,7 +15,11 @@ typedef struct {
     int *wanted_part;      /* of each wanted row, then its row in the batch */
     int64_t *wanted_row;
     int64_t wanted;
+    int64_t mark; /* when the work that runs began */
 } oct_step_state;
+
+/* cost.c: the bytes and operations of a validated step, from its shapes. */
+void oct_cost_of_step(const oct_step_state *);
 
 /* ops.c: every op of the program over the batch, captures included; stops early when cancelled. */
 void oct_ops_run(oct_step_state *);

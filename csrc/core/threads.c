@@ -69,7 +69,7 @@ struct oct_pool {
     oct_fp_word host_fp;
 };
 
-static int64_t now_ns(void)
+int64_t oct_now_ns(void)
 {
     struct timespec t;
     clock_gettime(CLOCK_MONOTONIC, &t);
@@ -86,9 +86,9 @@ static void claim(oct_pool *p, int lane)
         p->fn(p->ctx, lo, hi, lane);
         if (lane != 0 || !p->poll.ask) continue;
         if (oct_cancel_due()) atomic_store(&p->cancel, true);
-        if (now_ns() - p->polled_ns > POLL_NS) {
+        if (oct_now_ns() - p->polled_ns > POLL_NS) {
             if (p->poll.ask(p->poll.arg)) atomic_store(&p->cancel, true);
-            p->polled_ns = now_ns();
+            p->polled_ns = oct_now_ns();
         }
     }
 }
@@ -118,8 +118,8 @@ static void *work(void *arg)
             seen = e;
             continue;
         }
-        const int64_t until = now_ns() + SPIN_NS;
-        while (atomic_load(&p->epoch) == e && now_ns() < until)
+        const int64_t until = oct_now_ns() + SPIN_NS;
+        while (atomic_load(&p->epoch) == e && oct_now_ns() < until)
             for (int i = 0; i < 32; i++) RELAX();
         if (atomic_load(&p->epoch) == e) sleep_until_not(p, e);
     }
@@ -240,12 +240,12 @@ static bool wait_for_turn(oct_pool *p, oct_poll poll)
         pthread_mutex_lock(&p->owner);
         return true;
     }
-    for (int64_t polled = now_ns(); pthread_mutex_trylock(&p->owner);) {
+    for (int64_t polled = oct_now_ns(); pthread_mutex_trylock(&p->owner);) {
         const struct timespec nap = {0, 200000};
         nanosleep(&nap, NULL);
-        if (now_ns() - polled < POLL_NS) continue;
+        if (oct_now_ns() - polled < POLL_NS) continue;
         if (poll.ask(poll.arg)) return false;
-        polled = now_ns();
+        polled = oct_now_ns();
     }
     return true;
 }
@@ -259,7 +259,7 @@ bool oct_pool_enter(oct_pool *p, oct_poll poll)
     if (!wait_for_turn(p, poll)) return false;
     atomic_store(&p->cancel, false);
     p->poll = poll;
-    p->polled_ns = now_ns();
+    p->polled_ns = oct_now_ns();
     p->host_fp = oct_fp_enter();
     return true;
 }

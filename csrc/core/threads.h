@@ -35,6 +35,8 @@ typedef unsigned int oct_fp_word;
 oct_fp_word oct_fp_enter(void);
 void oct_fp_leave(oct_fp_word);
 
+int64_t oct_now_ns(void); /* monotonic */
+
 void oct_parallel(oct_pool *, size_t n, size_t grain, oct_task_fn, void *ctx);
 
 #endif

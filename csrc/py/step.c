@@ -12,7 +12,7 @@ typedef struct {
     oct_py_program *program;
     oct_py_cache *cache;
     PyObject *items, *targets, *captures; /* tuples, owned; targets may be NULL */
-    int logits, argmax, topk, quiet;
+    int logits, argmax, topk, quiet, timed;
 } request;
 
 /* One step in the making. items[i].tokens and .target are private copies. */
@@ -231,6 +231,24 @@ add_ok(draft *d, int vocab)
     return ok != NULL;
 }
 
+/* name: (seconds, bytes, int8_ops, f32_ops) of each kind of work that there was. */
+static bool
+add_cost(draft *d, const oct_cost *cost)
+{
+    PyObject *all = PyDict_New();
+    bool good = all && PyDict_SetItemString(d->result, "cost", all) == 0;
+    for (int i = 0; good && i < OCT_COST_COUNT; i++) {
+        const oct_cost *c = &cost[i];
+        if (c->ns == 0 && c->bytes == 0.0) continue;
+        PyObject *four = Py_BuildValue("(dddd)", 1e-9 * (double)c->ns, c->bytes, c->int8_ops,
+                                       c->f32_ops);
+        good = four && PyDict_SetItemString(all, oct_cost_name((oct_cost_kind)i), four) == 0;
+        Py_XDECREF(four);
+    }
+    Py_XDECREF(all);
+    return good;
+}
+
 /* ---- Running --------------------------------------------------------------------------------- */
 
 static bool
@@ -242,12 +260,13 @@ run(const request *r, const oct_state *state, draft *d)
                        .captures = d->captures,
                        .n_captures = d->n_captures,
                        .quiet = r->quiet,
+                       .timed = r->timed,
                        .poll = {oct_gil_poll, &gil}};
     oct_status status;
     OCT_SLOW(&gil, status, oct_step(r->program->handle, r->cache->handle, &a));
     if (gil.raised) return false; /* the exception is pending, whatever came of the step */
     if (status) oct_raise(state, status);
-    return !status;
+    return !status && add_cost(d, a.cost);
 }
 
 static PyObject *
@@ -287,13 +306,13 @@ PyObject *
 oct_py_step(PyObject *module, PyObject *args, PyObject *kwargs)
 {
     static char *names[] = {"program", "cache", "items", "logits", "targets", "argmax", "topk",
-                            "captures", "quiet", NULL};
+                            "captures", "quiet", "timed", NULL};
     const oct_state *state = PyModule_GetState(module);
     PyObject *program, *cache, *items, *targets = Py_None, *topk = NULL, *captures = NULL;
     request r = {0};
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OOO|$pOpOOp:step", names, &program, &cache,
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OOO|$pOpOOpp:step", names, &program, &cache,
                                      &items, &r.logits, &targets, &r.argmax, &topk, &captures,
-                                     &r.quiet) ||
+                                     &r.quiet, &r.timed) ||
         !oct_arg_type(program, "step: program", state->program) ||
         !oct_arg_type(cache, "step: cache", state->cache) ||
         !oct_arg_int(topk, "step: topk", 0, INT32_MAX, &r.topk))
@@ -313,11 +332,12 @@ oct_py_step(PyObject *module, PyObject *args, PyObject *kwargs)
 
 const char oct_py_step_doc[] =
 "step(program, cache, items, *, logits=False, targets=None, argmax=False, topk=0, captures=(),\n"
-"     quiet=False)\n--\n\n"
+"     quiet=False, timed=False)\n--\n\n"
 "Run one step over items (seq, tokens, first).\n\n"
 "tokens are int32; rows [first, len(tokens)) are wanted. Returns a dict: 'ok', a list of bool per\n"
 "item (False: non-finite, that sequence is unchanged, its numbers are nan and -1), and, as asked,\n"
 "lists with one array per item: 'logits' float32 [n-first, vocab], 'logprob' float32 [n-first]\n"
 "(targets given; -1 gives nan; None gives None), 'argmax' int32 [n-first], 'topk' (int32 ids,\n"
-"float32 log-probabilities) [n-first, topk]; 'captures', float32 [rows, width] per (op, buffer).\n"
+"float32 log-probabilities) [n-first, topk]; 'captures', float32 [rows, width] per (op, buffer);\n"
+"'cost', per kind of work (seconds if timed, bytes read, int8 and float32 operations).\n"
 "Ctrl-C cancels within 200 ms and leaves every sequence as it was.";

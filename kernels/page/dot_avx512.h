@@ -8,6 +8,7 @@
 #ifndef OCT_PAGE_DOT_AVX512_H
 #define OCT_PAGE_DOT_AVX512_H
 
+#include "kernels/page/ahead.h"
 #include "kernels/page/codes_avx512.h"
 #include "kernels/page/dot.h"
 #include "kernels/page/generic.h"
@@ -50,13 +51,16 @@ OCT_INLINE void oct_dot_line(__m512i acc[OCT_DOT_ROWS][4], int rows, int nv, int
 /* The dots of `rows` code rows with nv vectors over n codes, lines `step` bytes apart. They leave
  * through memory: an array of registers survives only loops that the compiler unrolls in full. */
 OCT_INLINE void oct_dot_run(int32_t out[OCT_DOT_ROWS][64], int rows, int nv, int bits,
-                            const uint8_t *line, size_t step, const int8_t *const *x, int n)
+                            const uint8_t *line, size_t step, const int8_t *const *x, int n,
+                            oct_asker *ask)
 {
     __m512i acc[OCT_DOT_ROWS][4];
     for (int r = 0; r < rows; r++)
         for (int v = 0; v < nv; v++) acc[r][v] = _mm512_setzero_si512();
-    for (int at = 0; at < n; at += 32 / bits, line += step)
+    for (int at = 0; at < n; at += 32 / bits, line += step) {
+        oct_ask(ask);
         oct_dot_line(acc, rows, nv, bits, line, x, at);
+    }
     for (int r = 0; r < rows; r++)
         for (int v = 0; v < nv; v++) _mm512_store_si512(&out[r][16 * v], acc[r][v]);
 }
@@ -72,7 +76,8 @@ OCT_INLINE __m512i oct_dot_of(const int32_t dots[OCT_DOT_ROWS][64], int terms, i
 
 /* One group's dots of `queries` queries with nv vectors from token t0; the float steps of A4. */
 OCT_INLINE void oct_scores_group(const oct_scores_args *a, oct_dot_page page, int bits, int terms,
-                                 int queries, int nv, int i0, int t0, int g)
+                                 int queries, int nv, int i0, int t0, int g,
+                                 oct_asker *ask)
 {
     const int d = a->d, group = oct_page_group(d), per = bits == 4 ? 8 : 4;
     const int8_t *x[OCT_DOT_ROWS];
@@ -84,7 +89,7 @@ OCT_INLINE void oct_scores_group(const oct_scores_args *a, oct_dot_page page, in
     }
     const size_t first = (size_t)(g * group / per) * OCT_PAGE_TOKENS + (size_t)t0;
     oct_dot_run(dots, queries * terms, nv, bits, page.codes + first * 4, 4 * OCT_PAGE_TOKENS, x,
-                group);
+                group, ask);
 
     const uint16_t *scales = page.scales + g * OCT_PAGE_TOKENS + t0;
     const uint16_t *zeros = page.zeros + g * OCT_PAGE_TOKENS + t0;
@@ -115,18 +120,18 @@ OCT_INLINE void oct_scores_group(const oct_scores_args *a, oct_dot_page page, in
 /* Whole pages take four vectors at once; a page that is seen in part goes unit by unit, so that
  * units past the last visible token are not read. */
 OCT_INLINE void oct_scores_tile(const oct_scores_args *a, int bits, int terms, int queries, int i0,
-                                int units)
+                                int units, oct_asker *ask)
 {
     const oct_dot_page page = oct_dot_parts(a->block, a->d, bits);
     const int groups = a->d / oct_page_group(a->d);
     if (units == 4) {
         for (int g = 0; g < groups; g++)
-            oct_scores_group(a, page, bits, terms, queries, 4, i0, 0, g);
+            oct_scores_group(a, page, bits, terms, queries, 4, i0, 0, g, ask);
         return;
     }
     for (int u = 0; u < units; u++)
         for (int g = 0; g < groups; g++)
-            oct_scores_group(a, page, bits, terms, queries, 1, i0, u * OCT_UNIT_TOKENS, g);
+            oct_scores_group(a, page, bits, terms, queries, 1, i0, u * OCT_UNIT_TOKENS, g, ask);
     for (int r = 0; r < queries; r++)
         for (int u = units; u < 4; u++)
             _mm512_storeu_ps(a->s + (size_t)(i0 + r) * a->lds + u * OCT_UNIT_TOKENS,
@@ -135,17 +140,18 @@ OCT_INLINE void oct_scores_tile(const oct_scores_args *a, int bits, int terms, i
 
 OCT_INLINE oct_kstatus oct_scores_dot(const oct_scores_args *a, int bits, int terms)
 {
+    oct_asker ask = oct_asker_of(a->ahead, a->d * bits / 32);
     const int units =
         oct_page_whole_units(oct_visible_max(a->visible, a->nq)) / OCT_UNIT_TOKENS;
     for (int i = 0; i < a->nq;) {
         const int left = a->nq - i, most = OCT_DOT_ROWS / terms, take = left < most ? left : most;
         switch (take) {
-        case 1: oct_scores_tile(a, bits, terms, 1, i, units); break;
-        case 2: oct_scores_tile(a, bits, terms, 2, i, units); break;
-        case 3: oct_scores_tile(a, bits, terms, 3, i, units); break;
-        case 4: oct_scores_tile(a, bits, terms, terms == 1 ? 4 : 3, i, units); break;
-        case 5: oct_scores_tile(a, bits, terms, terms == 1 ? 5 : 3, i, units); break;
-        default: oct_scores_tile(a, bits, terms, terms == 1 ? 6 : 3, i, units); break;
+        case 1: oct_scores_tile(a, bits, terms, 1, i, units, &ask); break;
+        case 2: oct_scores_tile(a, bits, terms, 2, i, units, &ask); break;
+        case 3: oct_scores_tile(a, bits, terms, 3, i, units, &ask); break;
+        case 4: oct_scores_tile(a, bits, terms, terms == 1 ? 4 : 3, i, units, &ask); break;
+        case 5: oct_scores_tile(a, bits, terms, terms == 1 ? 5 : 3, i, units, &ask); break;
+        default: oct_scores_tile(a, bits, terms, terms == 1 ? 6 : 3, i, units, &ask); break;
         }
         i += take;
     }
@@ -197,13 +203,13 @@ OCT_INLINE void oct_probs(oct_dot_prob *out, const float *p, const float *s, con
 /* nv vectors of channels from c on, all tokens of the first `units` units. */
 OCT_INLINE void oct_mix_channels(const oct_mix_args *a, oct_dot_page page, int bits, int terms,
                                  int queries, int nv, int i0, int c, int units,
-                                 const oct_dot_prob *prob)
+                                 const oct_dot_prob *prob, oct_asker *ask)
 {
     const int8_t *x[OCT_DOT_ROWS];
     _Alignas(64) int32_t dots[OCT_DOT_ROWS][64];
     for (int r = 0; r < queries * terms; r++) x[r] = prob[r / terms].code[r % terms];
     oct_dot_run(dots, queries * terms, nv, bits, page.codes + (size_t)c * 4, (size_t)a->d * 4, x,
-                units * OCT_UNIT_TOKENS);
+                units * OCT_UNIT_TOKENS, ask);
     const int centre = bits == 4 ? 8 : 128;
     for (int r = 0; r < queries; r++) {
         float *o = a->o + (size_t)(i0 + r) * a->ldo + c;
@@ -219,7 +225,7 @@ OCT_INLINE void oct_mix_channels(const oct_mix_args *a, oct_dot_page page, int b
 }
 
 OCT_INLINE void oct_mix_tile(const oct_mix_args *a, int bits, int terms, int queries, int i0,
-                             int units)
+                             int units, oct_asker *ask)
 {
     const oct_dot_page page = oct_dot_parts(a->block, a->d, bits);
     const int group = oct_page_group(a->d);
@@ -238,25 +244,26 @@ OCT_INLINE void oct_mix_tile(const oct_mix_args *a, int bits, int terms, int que
                       a->visible[i0 + r], terms);
         int c = g * group;
         for (; c + 64 <= (g + 1) * group; c += 64)
-            oct_mix_channels(a, page, bits, terms, queries, 4, i0, c, units, prob);
+            oct_mix_channels(a, page, bits, terms, queries, 4, i0, c, units, prob, ask);
         for (; c < (g + 1) * group; c += 16)
-            oct_mix_channels(a, page, bits, terms, queries, 1, i0, c, units, prob);
+            oct_mix_channels(a, page, bits, terms, queries, 1, i0, c, units, prob, ask);
     }
 }
 
 OCT_INLINE oct_kstatus oct_mix_dot(const oct_mix_args *a, int bits, int terms)
 {
+    oct_asker ask = oct_asker_of(a->ahead, OCT_PAGE_TOKENS * bits / 32 * ((a->d + 63) / 64));
     const int units =
         oct_page_whole_units(oct_visible_max(a->visible, a->nq)) / OCT_UNIT_TOKENS;
     for (int i = 0; i < a->nq;) {
         const int left = a->nq - i, most = OCT_DOT_ROWS / terms, take = left < most ? left : most;
         switch (take) {
-        case 1: oct_mix_tile(a, bits, terms, 1, i, units); break;
-        case 2: oct_mix_tile(a, bits, terms, 2, i, units); break;
-        case 3: oct_mix_tile(a, bits, terms, 3, i, units); break;
-        case 4: oct_mix_tile(a, bits, terms, terms == 1 ? 4 : 3, i, units); break;
-        case 5: oct_mix_tile(a, bits, terms, terms == 1 ? 5 : 3, i, units); break;
-        default: oct_mix_tile(a, bits, terms, terms == 1 ? 6 : 3, i, units); break;
+        case 1: oct_mix_tile(a, bits, terms, 1, i, units, &ask); break;
+        case 2: oct_mix_tile(a, bits, terms, 2, i, units, &ask); break;
+        case 3: oct_mix_tile(a, bits, terms, 3, i, units, &ask); break;
+        case 4: oct_mix_tile(a, bits, terms, terms == 1 ? 4 : 3, i, units, &ask); break;
+        case 5: oct_mix_tile(a, bits, terms, terms == 1 ? 5 : 3, i, units, &ask); break;
+        default: oct_mix_tile(a, bits, terms, terms == 1 ? 6 : 3, i, units, &ask); break;
         }
         i += take;
     }

@@ -9,7 +9,7 @@
 
 #include <immintrin.h>
 
-#include "kernels/inline.h"
+#include "kernels/page/ahead.h"
 #include "kernels/page/generic.h"
 #include "kernels/page/page.h"
 
@@ -63,14 +63,15 @@ OCT_INLINE __mmask16 oct_float_seen(int n)
 
 /* `rows` queries from i on with nu units from u on; both are constants after inlining. */
 OCT_INLINE void oct_float_scores_tile(const oct_scores_args *a, oct_float_format f, int rows,
-                                      int nu, int i, int u)
+                                      int nu, int i, int u, oct_asker *ask)
 {
     __m512 acc[OCT_FLOAT_ROWS][4];
     const float *q = a->q->x + (size_t)i * a->q->ldx;
     const size_t ldq = a->q->ldx;
     for (int r = 0; r < rows; r++)
         for (int v = 0; v < nu; v++) acc[r][v] = _mm512_setzero_ps();
-    for (int c = 0; c < a->d; c += 4, q += 4)
+    for (int c = 0; c < a->d; c += 4, q += 4) {
+        oct_ask(ask);
 #pragma GCC unroll 4
         for (int v = 0; v < nu; v++) {
             __m512 x[4];
@@ -82,6 +83,7 @@ OCT_INLINE void oct_float_scores_tile(const oct_scores_args *a, oct_float_format
                     acc[r][v] = _mm512_fmadd_ps(_mm512_set1_ps(q[(size_t)r * ldq + k]), x[k],
                                                 acc[r][v]);
         }
+    }
 #pragma GCC unroll 6
     for (int r = 0; r < rows; r++)
 #pragma GCC unroll 4
@@ -94,13 +96,14 @@ OCT_INLINE void oct_float_scores_tile(const oct_scores_args *a, oct_float_format
         }
 }
 
-OCT_INLINE void oct_float_scores_rows(const oct_scores_args *a, oct_float_format f, int rows, int i)
+OCT_INLINE void oct_float_scores_rows(const oct_scores_args *a, oct_float_format f, int rows, int i,
+                                      oct_asker *ask)
 {
     const int units =
         oct_page_whole_units(oct_visible_max(a->visible + i, rows)) / OCT_UNIT_TOKENS;
-    if (units == 4) oct_float_scores_tile(a, f, rows, 4, i, 0);
+    if (units == 4) oct_float_scores_tile(a, f, rows, 4, i, 0, ask);
     else
-        for (int u = 0; u < units; u++) oct_float_scores_tile(a, f, rows, 1, i, u);
+        for (int u = 0; u < units; u++) oct_float_scores_tile(a, f, rows, 1, i, u, ask);
     for (int r = 0; r < rows; r++)
         for (int u = units; u < 4; u++)
             _mm512_storeu_ps(a->s + (size_t)(i + r) * a->lds + u * OCT_UNIT_TOKENS,
@@ -109,22 +112,24 @@ OCT_INLINE void oct_float_scores_rows(const oct_scores_args *a, oct_float_format
 
 OCT_INLINE void oct_float_scores(const oct_scores_args *a, oct_float_format f)
 {
+    oct_asker ask = oct_asker_of(a->ahead, a->d / 4);
     for (int i = 0; i < a->nq; i += OCT_FLOAT_ROWS)
         switch (a->nq - i) {
-        case 1: oct_float_scores_rows(a, f, 1, i); break;
-        case 2: oct_float_scores_rows(a, f, 2, i); break;
-        case 3: oct_float_scores_rows(a, f, 3, i); break;
-        case 4: oct_float_scores_rows(a, f, 4, i); break;
-        case 5: oct_float_scores_rows(a, f, 5, i); break;
-        default: oct_float_scores_rows(a, f, 6, i); break;
+        case 1: oct_float_scores_rows(a, f, 1, i, &ask); break;
+        case 2: oct_float_scores_rows(a, f, 2, i, &ask); break;
+        case 3: oct_float_scores_rows(a, f, 3, i, &ask); break;
+        case 4: oct_float_scores_rows(a, f, 4, i, &ask); break;
+        case 5: oct_float_scores_rows(a, f, 5, i, &ask); break;
+        default: oct_float_scores_rows(a, f, 6, i, &ask); break;
         }
 }
 
 /* Four tokens from t on; at an edge only those of [t0, t1) count. */
 OCT_INLINE void oct_float_mix_quad(__m512 acc[OCT_FLOAT_ROWS][4], const oct_mix_args *a,
                                    oct_float_format f, int rows, int nv, int c, unsigned t,
-                                   unsigned t0, unsigned t1, const float *w)
+                                   unsigned t0, unsigned t1, const float *w, oct_asker *ask)
 {
+    oct_ask(ask);
     const bool edge = t0 > t || t1 < t + 4;
 #pragma GCC unroll 4
     for (int v = 0; v < nv; v++) {
@@ -144,31 +149,33 @@ OCT_INLINE void oct_float_mix_quad(__m512 acc[OCT_FLOAT_ROWS][4], const oct_mix_
 
 /* Tokens [t0, t1) into `rows` outputs, nv vectors of channels from c on. w: [rows][64]. */
 OCT_INLINE void oct_float_mix_tile(const oct_mix_args *a, oct_float_format f, int rows, int nv,
-                                   int i, int c, unsigned t0, unsigned t1, const float *w)
+                                   int i, int c, unsigned t0, unsigned t1, const float *w,
+                                   oct_asker *ask)
 {
     __m512 acc[OCT_FLOAT_ROWS][4];
     float *o = a->o + (size_t)i * a->ldo + c;
     unsigned t = t0 & ~3u;
     for (int r = 0; r < rows; r++)
         for (int v = 0; v < nv; v++) acc[r][v] = _mm512_loadu_ps(o + (size_t)r * a->ldo + 16 * v);
-    if (t < t0) oct_float_mix_quad(acc, a, f, rows, nv, c, t, t0, t1, w), t += 4;
-    for (; t + 4 <= t1; t += 4) oct_float_mix_quad(acc, a, f, rows, nv, c, t, t, t + 4, w);
-    if (t < t1) oct_float_mix_quad(acc, a, f, rows, nv, c, t, t0, t1, w);
+    if (t < t0) oct_float_mix_quad(acc, a, f, rows, nv, c, t, t0, t1, w, ask), t += 4;
+    for (; t + 4 <= t1; t += 4) oct_float_mix_quad(acc, a, f, rows, nv, c, t, t, t + 4, w, ask);
+    if (t < t1) oct_float_mix_quad(acc, a, f, rows, nv, c, t, t0, t1, w, ask);
     for (int r = 0; r < rows; r++)
         for (int v = 0; v < nv; v++) _mm512_storeu_ps(o + (size_t)r * a->ldo + 16 * v, acc[r][v]);
 }
 
 OCT_INLINE void oct_float_mix_span(const oct_mix_args *a, oct_float_format f, int rows, int i,
-                                   unsigned t0, unsigned t1, const float *w)
+                                   unsigned t0, unsigned t1, const float *w, oct_asker *ask)
 {
     int c = 0;
     if (t0 >= t1) return;
-    for (; c + 64 <= a->d; c += 64) oct_float_mix_tile(a, f, rows, 4, i, c, t0, t1, w);
-    for (; c < a->d; c += 16) oct_float_mix_tile(a, f, rows, 1, i, c, t0, t1, w);
+    for (; c + 64 <= a->d; c += 64) oct_float_mix_tile(a, f, rows, 4, i, c, t0, t1, w, ask);
+    for (; c < a->d; c += 16) oct_float_mix_tile(a, f, rows, 1, i, c, t0, t1, w, ask);
 }
 
 /* The tokens that all rows see go by tiles, what single rows see beyond row by row. */
-OCT_INLINE void oct_float_mix_rows(const oct_mix_args *a, oct_float_format f, int rows, int i)
+OCT_INLINE void oct_float_mix_rows(const oct_mix_args *a, oct_float_format f, int rows, int i,
+                                   oct_asker *ask)
 {
     _Alignas(64) float w[OCT_FLOAT_ROWS * OCT_PAGE_TOKENS];
     unsigned all = OCT_PAGE_TOKENS;
@@ -182,22 +189,23 @@ OCT_INLINE void oct_float_mix_rows(const oct_mix_args *a, oct_float_format f, in
             _mm512_store_ps(w + r * OCT_PAGE_TOKENS + t, p);
         }
     }
-    oct_float_mix_span(a, f, rows, i, 0, all, w);
+    oct_float_mix_span(a, f, rows, i, 0, all, w, ask);
     for (int r = 0; r < rows; r++)
         oct_float_mix_span(a, f, 1, i + r, all, (unsigned)a->visible[i + r],
-                           w + r * OCT_PAGE_TOKENS);
+                           w + r * OCT_PAGE_TOKENS, ask);
 }
 
 OCT_INLINE void oct_float_mix(const oct_mix_args *a, oct_float_format f)
 {
+    oct_asker ask = oct_asker_of(a->ahead, OCT_PAGE_TOKENS / 4 * ((a->d + 63) / 64));
     for (int i = 0; i < a->nq; i += OCT_FLOAT_ROWS)
         switch (a->nq - i) {
-        case 1: oct_float_mix_rows(a, f, 1, i); break;
-        case 2: oct_float_mix_rows(a, f, 2, i); break;
-        case 3: oct_float_mix_rows(a, f, 3, i); break;
-        case 4: oct_float_mix_rows(a, f, 4, i); break;
-        case 5: oct_float_mix_rows(a, f, 5, i); break;
-        default: oct_float_mix_rows(a, f, 6, i); break;
+        case 1: oct_float_mix_rows(a, f, 1, i, &ask); break;
+        case 2: oct_float_mix_rows(a, f, 2, i, &ask); break;
+        case 3: oct_float_mix_rows(a, f, 3, i, &ask); break;
+        case 4: oct_float_mix_rows(a, f, 4, i, &ask); break;
+        case 5: oct_float_mix_rows(a, f, 5, i, &ask); break;
+        default: oct_float_mix_rows(a, f, 6, i, &ask); break;
         }
 }
 

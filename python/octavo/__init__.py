@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from .engine.sequence import Sequence
     from .hub import pull
     from .scheme import KVScheme, WeightScheme
-    from .survey import Machine, kernels, machine, memory
+    from .survey import Machine, kernels, machine, memory, profile
 
 # Name to the module that has it.
 _LAZY = {
@@ -36,7 +36,7 @@ _LAZY = {
     "Cache": "engine.arrays", "Linear": "engine.linear",
     "KVScheme": "scheme", "WeightScheme": "scheme",
     "pull": "hub", "kernels": "survey", "memory": "survey",
-    "machine": "survey", "Machine": "survey", "__version__": "_core",
+    "machine": "survey", "profile": "survey", "Machine": "survey", "__version__": "_core",
 }  # fmt: skip
 
 __all__ = [
@@ -61,6 +61,7 @@ __all__ = [
     "kernels",
     "machine",
     "memory",
+    "profile",
     "pull",
 ]
 

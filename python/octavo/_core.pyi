@@ -229,11 +229,13 @@ def step(
     topk: int = 0,
     captures: Sequence[tuple[int, int]] = (),
     quiet: bool = False,
+    timed: bool = False,
 ) -> dict[str, Any]:
     """Run one step over items (seq, tokens, first).
 
     Returns a dict: "ok": list[bool] per item (False: non-finite, that sequence is unchanged), and,
     as asked, lists with one array per item: "logits" float32 [n-first, vocab], "logprob" float32
     [n-first] (targets given; -1 gives nan), "argmax" int32 [n-first], "topk" (int32 ids, float32
-    log-probabilities) [n-first, topk]; "captures": list of float32 [rows, width].
+    log-probabilities) [n-first, topk]; "captures": list of float32 [rows, width]; "cost": per
+    kind of work (seconds if timed, bytes read, int8 and float32 operations).
     """

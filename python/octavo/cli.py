@@ -125,6 +125,16 @@ def kernels(args: argparse.Namespace, console: Any) -> int:
     return 0
 
 
+def profile(args: argparse.Namespace, console: Any) -> int:
+    import octavo
+
+    sizes = {name: getattr(args, name) for name in ("context", "prefill", "decode")}
+    with _open(args) as llm:
+        for found in octavo.profile(llm, **sizes).values():
+            found.table().show(console)
+    return 0
+
+
 def perplexity(args: argparse.Namespace, console: Any) -> int:
     from .study import perplexity as study
 
@@ -210,6 +220,12 @@ def parser() -> argparse.ArgumentParser:
     _scheme_args(p)
     _sampling_args(p)
     add(kernels, "print which column serves which kernel on this machine")
+    p = add(profile, "time per kind of work in a prefill and a decode, against the roofs")
+    _model_args(p)
+    _scheme_args(p)
+    p.add_argument("--context", type=int, default=0, help="tokens before both; default %(default)s")
+    p.add_argument("--prefill", type=int, default=512, help="tokens; default %(default)s")
+    p.add_argument("--decode", type=int, default=64, help="tokens; default %(default)s")
     p = add(perplexity, "perplexity of a text under a published protocol")
     _model_args(p)
     _study_args(p)

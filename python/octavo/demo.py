@@ -72,7 +72,8 @@ def run(
     """Run the demo and print to a `rich.console.Console`; returns the exit status."""
     import octavo
     from octavo.study import divergence
-    from octavo.study.table import Table, figure
+
+    from .table import Table, figure
 
     with octavo.LLM(model, threads=threads) as llm:
         console.print(str(llm), highlight=False, markup=False)

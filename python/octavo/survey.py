@@ -91,6 +91,45 @@ def machine(
         runtime.close()
 
 
+def profile(llm: Any, *, context: int = 0, prefill: int = 512, decode: int = 64) -> dict[str, Any]:
+    """Time every kind of work in a prefill and in a decode.
+
+    Each runs twice on arbitrary ids, and the second time counts.
+
+    Parameters
+    ----------
+    llm : LLM
+    context : int
+        Tokens before both.
+    prefill, decode : int
+        Tokens fed at once, and one by one.
+
+    Returns
+    -------
+    dict of str to Profile
+        "prefill" and "decode", each with a table as its text.
+
+    Raises
+    ------
+    ValueError
+        If the context of the model has no room for them.
+    """
+    ids = [i % llm.spec.vocab for i in range(context + max(prefill, decode))]
+    work = {"prefill": [ids[context : context + prefill]],
+            "decode": [[i] for i in ids[context : context + decode]]}  # fmt: skip
+    out = {}
+    with llm.sequence(prefix=False) as history:
+        history.append(ids[:context])
+        for phase, chunks in work.items():
+            for _ in range(2):
+                with history.fork() as sequence, llm.profile() as found:
+                    for chunk in chunks:
+                        sequence.append(chunk)
+            found.title = f"{phase} after {context} tokens, {found.title}"
+            out[phase] = found
+    return out
+
+
 def kernels(isa: str | None = None) -> Any:
     """Return which column serves every slot of the kernel table here.
 

@@ -14,6 +14,7 @@ import pytest
 from oracle import fixtures
 
 import octavo
+from octavo import table
 from octavo.errors import NumericalError
 from octavo.study import (
     Interval,
@@ -22,7 +23,6 @@ from octavo.study import (
     mean_interval,
     perplexity,
     sealed_fraction,
-    table,
 )
 from octavo.study.perplexity import gptq_text
 from octavo.study.stats import block_ids

@@ -126,6 +126,7 @@ class Batch:
     def _harvest(self, rows: list[Rows], out: dict[str, Any]) -> list[Completion]:
         moved = []
         for i, (c, chunk, first) in enumerate(rows):
+            c.request.output.metrics.add_step(out, len(chunk), len(c.output.token_ids) > 0)
             if not out["ok"][i]:
                 self._fail(c)
                 moved.append(c)

@@ -17,6 +17,7 @@ from octavo.scheme import DEFAULT_ACT, KVScheme, WeightScheme, parse_act
 
 from .capture import Taps
 from .checks import MOST_THREADS, check_count
+from .cost import Profile
 from .generation import Generation
 from .ids import token_ids
 from .memory import default_budget, parse_bytes
@@ -226,6 +227,17 @@ class LLM(Generation):
         ``taps["layers.3.out"]``.
         """
         return Taps(self._shared.program, names, self._stepper.taps)
+
+    def profile(self) -> Profile:
+        """Return a context manager that times every kind of work in the steps inside it.
+
+        Examples
+        --------
+        ``with llm.profile() as p: llm.generate(prompt)`` and then ``print(p)``, or
+        ``p.kinds["attend"].gbs``.
+        """
+        title = f"{self.name}, kv={self.kv}, weights={self.weights}, act={self.act}"
+        return Profile(self._stepper.profiles, self.runtime.threads, self.runtime.isa, title)
 
     def kernels(self) -> Any:
         """Return which column serves every slot on this machine (a list with a table's repr)."""

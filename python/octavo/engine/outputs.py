@@ -5,6 +5,8 @@ from typing import NamedTuple
 
 from octavo.errors import NumericalError
 
+from .cost import RequestMetrics
+
 
 class Logprob(NamedTuple):
     """Log-probability of one candidate; `rank` is 1 for the most probable."""
@@ -70,6 +72,8 @@ class RequestOutput:
         Prompt tokens whose pages came from the prefix index.
     num_preemptions : int
         How often its pages were given back and computed again.
+    metrics : RequestMetrics
+        When its first token came, and time, bytes and operations of its prefill and decode.
     """
 
     request_id: str
@@ -80,6 +84,7 @@ class RequestOutput:
     finished: bool = False
     num_cached_tokens: int = 0
     num_preemptions: int = 0
+    metrics: RequestMetrics = field(default_factory=RequestMetrics)
 
     def _repr_html_(self) -> str:
         from .repr import request_html

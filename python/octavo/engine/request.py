@@ -5,6 +5,7 @@ holds them, and what came out so far. What happened to text (stop strings, detok
 here; which step a row goes into is not.
 """
 
+import time
 from typing import Any
 
 import numpy as np
@@ -34,6 +35,7 @@ class Request:
         room = llm.context - len(ids)
         self.limit = room if params.max_tokens is None else min(params.max_tokens, room)
         self.output = RequestOutput(str(number), text, ids.tolist())
+        self.output.metrics.arrival_time = time.perf_counter()
         seed, stops = seed_of(params), self._stop_ids()
         self.completions = [Completion(self, i, seed, stops) for i in range(params.n)]
         self.output.outputs = [c.output for c in self.completions]
@@ -63,6 +65,8 @@ class Request:
     def close(self) -> None:
         """Mark the request as finished if all its completions are."""
         self.output.finished = all(c.done for c in self.completions)
+        if self.output.finished:
+            self.output.metrics.finished_time = time.perf_counter()
 
 
 class Completion:
@@ -125,6 +129,9 @@ class Completion:
             found = top_logprobs(self.sampler.runtime, tokenizer, logits, token, p.logprobs)
             out.logprobs.append(found)
             out.cumulative_logprob += found[token].logprob
+        metrics = self.request.output.metrics
+        if metrics.first_token_time is None:
+            metrics.first_token_time = time.perf_counter()
         out.token_ids.append(token)
         self.advanced = True
         self._finish(token)

@@ -16,6 +16,7 @@ import numpy.typing as npt
 from octavo.errors import ClosedError
 from octavo.scheme import KVScheme
 
+from .cost import Phases
 from .ids import token_ids
 from .pool import Pool
 from .stepper import Stepper
@@ -35,6 +36,9 @@ class Sequence:
         running under its own scheme would have given.
     edited : bool
         Whether codes were changed by hand.
+    phases : Phases
+        Time, bytes and operations of the steps that this object ran: ``phases.prefill`` those of
+        several tokens, ``phases.decode`` those of one after others.
     """
 
     def __init__(self, llm: "LLM", pool: Pool, handle: int, *, prefix: bool = True) -> None:
@@ -48,6 +52,7 @@ class Sequence:
         self.reencoded_from: KVScheme | None = None
         self.edited = False
         self._prefix = prefix
+        self.phases = Phases()
 
     # ---- what it is ----------------------------------------------------------------------
 
@@ -158,7 +163,11 @@ class Sequence:
             self._pool, handle, feed, skip, what,
             shown=self._llm.progress, logits=True, quiet=self.edited or not self._prefix,
         )  # fmt: skip
-        parts = [out["logits"][0] for _, out in steps]
+        parts = []
+        for at, out in steps:
+            alone = out["tokens"] == 1 and at + self._pool.core.length(handle) > 1
+            self.phases.add_step(out, out["tokens"], alone)
+            parts.append(out["logits"][0])
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
     def _undo(self, work: int) -> None:

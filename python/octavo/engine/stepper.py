@@ -5,6 +5,7 @@ at a time (the program's scratch is shared by all its sequences).
 """
 
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -17,6 +18,7 @@ from octavo.errors import BusyError, ClosedError, NumericalError, OutOfPages
 from octavo.model import Program
 
 from .capture import Taps
+from .cost import Profile
 from .pool import Pool
 
 Item = tuple[int, npt.NDArray[np.int32], int]  # sequence, tokens, first wanted row
@@ -41,6 +43,7 @@ class Stepper:
         self.act = act
         self.max_rows = max_rows
         self.taps: list[Taps] = []
+        self.profiles: list[Profile] = []
         self._lock = threading.Lock()
         self._closed = False
         self.core = _core.Program(
@@ -69,13 +72,19 @@ class Stepper:
             raise ClosedError(f"{what}: the LLM was closed; nothing was done")
 
     def step(self, pool: Pool, items: Sequence[Item], *, quiet: bool = False, **wanted: Any) -> Any:
-        """Run one step; see `_core.step`. The caller holds `use`."""
+        """Run `_core.step`, adding ``seconds`` and ``tokens``. The caller holds `use`."""
         asked = [t.wanted for t in self.taps]
         captures = [c for wants in asked for c in wants]
         starts = [pool.core.length(seq) for seq, _, _ in items] if asked else []
+        begin = time.perf_counter()
         out = _core.step(
-            self.core, pool.core, items, captures=captures, quiet=quiet or bool(asked), **wanted
-        )
+            self.core, pool.core, items, captures=captures, quiet=quiet or bool(asked),
+            timed=bool(self.profiles), **wanted,
+        )  # fmt: skip
+        out["seconds"] = time.perf_counter() - begin
+        out["tokens"] = sum(len(ids) for _, ids, _ in items)
+        for profile in self.profiles:
+            profile.record(out)
         arrays = out.get("captures", [])
         rows = [(seq, at, ids) for (seq, ids, _), at in zip(items, starts, strict=False)]
         for taps, wants in zip(self.taps, asked, strict=True):

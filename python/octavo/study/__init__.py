@@ -4,10 +4,11 @@ Nothing in `octavo` imports this package. Protocols are those of published table
 names its protocol, its base and the machine it ran on.
 """
 
+from octavo.table import Table
+
 from .divergence import LADDER, Divergence, Ladder, divergence, ladder
 from .perplexity import PROTOCOLS, Perplexity, perplexity
 from .stats import Interval, mean_interval, sealed_fraction
-from .table import Table
 
 __all__ = [
     "LADDER",

@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from octavo.table import Table, figure, interval
+
 from .run import Lane, describe, progress, tokens_of
 from .stats import Interval, block_ids, mean_interval, sealed_fraction
-from .table import Table, figure, interval
 
 if TYPE_CHECKING:
     from octavo import LLM

@@ -15,10 +15,10 @@ import numpy as np
 import numpy.typing as npt
 
 from octavo.errors import NumericalError
+from octavo.table import Table, figure
 
 from .run import describe, progress
 from .stats import Interval, block_ids, mean_interval
-from .table import Table, figure
 
 if TYPE_CHECKING:
     from octavo import LLM

@@ -1,0 +1,101 @@
+/* cost.c: what a step has to read and to compute, counted from its shapes before it runs. Stored
+ * bytes of weights and pages count once a step however often caches are asked for them; operations
+ * are the useful ones, 2 per multiply-add, whatever form the kernels give them. */
+#include "csrc/core/step.h"
+
+typedef oct_step_state step;
+
+/* (query row, token) pairs of all parts, and what their last rows read. */
+typedef struct {
+    double sealed_pairs, open_pairs;
+    double sealed_pages, open_units;
+} sight;
+
+const char *oct_cost_name(oct_cost_kind kind)
+{
+    static const char *const names[OCT_COST_COUNT] = {
+        "embed", "norm", "linear", "gate", "store", "seal", "attend", "head", "pick",
+    };
+    return names[kind];
+}
+
+/* By the reading law (attend.c): sealed iff page(s) < page(t) - recent and page(s) >= sinks. */
+static int64_t sealed_pages_seen(const oct_cache *c, int64_t position)
+{
+    const int64_t pages = position / P - c->recent - c->sinks;
+    return pages > 0 ? pages : 0;
+}
+
+static sight sight_of(const step *s)
+{
+    sight out = {0};
+    for (int i = 0; i < s->parts; i++) {
+        const int64_t end = s->part[i].start + s->part[i].n;
+        for (int64_t t = s->part[i].start; t < end; t++) {
+            const int64_t sealed = sealed_pages_seen(s->c, t) * P;
+            out.sealed_pairs += (double)sealed;
+            out.open_pairs += (double)(t + 1 - sealed);
+        }
+        const int64_t pages = sealed_pages_seen(s->c, end - 1);
+        out.sealed_pages += (double)pages;
+        out.open_units += (double)((end - pages * P + OCT_UNIT_TOKENS - 1) / OCT_UNIT_TOKENS);
+    }
+    return out;
+}
+
+static void add_attend(const step *s, const oct_op_desc *o, const sight *seen, oct_cost *to)
+{
+    const oct_layer *l = &s->c->layer[o->layer];
+    to->bytes += (double)l->kv_heads * (seen->sealed_pages * (double)l->head_bytes +
+                                        seen->open_units * (double)l->head_unit_bytes);
+    for (int i = 0; i < 2; i++) {
+        const double each = 2.0 * o->heads * l->side[i].width;
+        const bool exact = l->side[i].form == OCT_FORM_F32;
+        to->f32_ops += each * (seen->open_pairs + (exact ? seen->sealed_pairs : 0.0));
+        to->int8_ops += exact ? 0.0 : each * seen->sealed_pairs;
+    }
+}
+
+static void add_product(const step *s, int w, int64_t rows, oct_cost *to)
+{
+    const oct_stored_matrix *m = &s->p->matrix[w];
+    const double ops = 2.0 * m->m.n * m->m.k * (double)rows;
+    if (rows == 0) return;
+    to->bytes += (double)m->bytes;
+    if (oct_effective_act(&s->c->rt->kernels, m->format, s->p->act) == OCT_A32) to->f32_ops += ops;
+    else to->int8_ops += ops;
+}
+
+static void add_embed(const step *s, const oct_op_desc *o, oct_cost *to)
+{
+    const oct_stored_matrix *m = &s->p->matrix[o->w[0]];
+    to->bytes += (double)m->bytes / m->m.n * (double)s->rows;
+}
+
+/* The matrices of one op. */
+static int products_of(const oct_op_desc *o)
+{
+    switch (o->kind) {
+    case OCT_OP_NORM_LINEAR: return o->n_out;
+    case OCT_OP_GATED_MLP: return 3;
+    case OCT_OP_LINEAR_ADD:
+    case OCT_OP_HEAD: return 1;
+    default: return 0;
+    }
+}
+
+void oct_cost_of_step(const step *s)
+{
+    const sight seen = sight_of(s);
+    oct_cost *cost = s->args->cost;
+    for (int i = 0; i < OCT_COST_COUNT; i++) cost[i] = (oct_cost){0};
+    for (int i = 0; i < s->p->n_ops; i++) {
+        const oct_op_desc *o = &s->p->ops[i];
+        const bool head = o->kind == OCT_OP_HEAD;
+        if (o->kind == OCT_OP_EMBED) add_embed(s, o, &cost[OCT_COST_EMBED]);
+        if (o->kind == OCT_OP_ATTEND) add_attend(s, o, &seen, &cost[OCT_COST_ATTEND]);
+        for (int w = 0; w < products_of(o); w++)
+            add_product(s, o->w[w], head ? s->wanted : s->rows,
+                        &cost[head ? OCT_COST_HEAD : OCT_COST_LINEAR]);
+    }
+}
