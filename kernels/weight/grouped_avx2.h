@@ -7,6 +7,7 @@
  * of eight), because masks and shifts alone bring those together; the rows are laid out to match.
  * Few rows read stored codes, many read a panel unpacked once per row tile. */
 #include "kernels/weight/grouped.h"
+#include "kernels/weight/pairs_avx2.h"
 #include "kernels/weight/sides.h"
 #include "kernels/weight/tile_avx2.h"
 
@@ -112,11 +113,6 @@ OCT_INLINE void fold_group(const strip *s, int r, int g, int o, const oct_act ac
 OCT_INLINE void forget_loads(void)
 {
     __asm__ volatile("" ::: "memory");
-}
-
-OCT_INLINE __m256i madd(__m256i dot, __m256i w, int32_t pair)
-{
-    return _mm256_add_epi32(dot, _mm256_madd_epi16(w, _mm256_set1_epi32(pair)));
 }
 
 /* From stored codes, 8 channels at a time. */
@@ -249,19 +245,6 @@ static void fill_chain(const uint8_t *group, int groups, float *to)
                 }
             }
         }
-}
-
-/* 16 inputs of a row in the order of pairs. */
-OCT_INLINE void lay_out(const int8_t *hi, const int8_t *lo, int32_t *to)
-{
-    const __m256i order = _mm256_setr_epi8(0, 1, 4, 5, 2, 3, 6, 7, 8, 9, 12, 13, 10, 11, 14, 15, 0,
-                                           1, 4, 5, 2, 3, 6, 7, 8, 9, 12, 13, 10, 11, 14, 15);
-    __m256i q = _mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i *)hi));
-    if (lo) {
-        const __m256i low = _mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i *)lo));
-        q = _mm256_add_epi16(_mm256_slli_epi16(q, 7), low);
-    }
-    _mm256_store_si256((__m256i *)to, _mm256_shuffle_epi8(q, order));
 }
 
 /* Make l->rows hold `groups` groups from `from` of a tile's rows. */
