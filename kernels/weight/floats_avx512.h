@@ -142,6 +142,7 @@ static void tile_rows(strip *s, const oct_linear_args *a, oct_tile t, bool last)
     s->ahead_lines = (STEP_INPUTS * INPUT_BYTES / 64 + strips - 1) / strips;
     for (; rows > 0; rows -= t.rows, strips--) {
         t.rows = (rows + strips - 1) / strips;
+        if (last) oct_tile_ask(a, &t, t.row + t.rows, t.rows); /* the next strip's */
         switch (t.rows) { /* more than MR rows make strips of at least MR / 2 */
         case 4: panel_rows(s, 4); break;
         case 5: panel_rows(s, 5); break;

@@ -274,6 +274,7 @@ OCT_INLINE void tile_rows(strip *s, const oct_linear_args *a, oct_tile t, bool l
     s->ahead_lines = (GROUP_LINES + strips - 1) / strips;
     for (int n; rows > 0; rows -= n, strips--) {
         n = (rows + strips - 1) / strips;
+        if (last) oct_tile_ask(a, &t, t.row + n, n); /* the next strip's */
         switch (n) {
         case 1: rows_of(s, 1, act, nibbles, chain, inputs); break;
         case 2: rows_of(s, 2, act, nibbles, chain, inputs); break;

@@ -245,6 +245,7 @@ static void window(const oct_linear_args *a, oct_tile t, scratch *l, strip *s, i
     for (; rows > 0; rows -= t.rows, strips--) {
         const size_t groups = (size_t)t.row * (s->kp / OCT_GROUP) + (size_t)g;
         t.rows = (rows + strips - 1) / strips;
+        if (last) oct_tile_ask(a, &t, t.row + t.rows, t.rows); /* the next strip's */
         s->floats = x->x + (size_t)t.row * x->ldx + (size_t)g * OCT_GROUP;
         s->scale = x->scale + groups;
         s->sum = x->sum + groups;
