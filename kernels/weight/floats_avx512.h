@@ -4,6 +4,7 @@
  * enough chains in flight: one row takes several column blocks at once; up to MR rows take one,
  * straight from the stream; more take MR at a time against a window of a block, widened once per row
  * tile into the lane's scratch (f32 needs no widening). All ask for the lines that come next. */
+#include "kernels/weight/next.h"
 #include "kernels/weight/floats.h"
 #include "kernels/weight/tile_avx512.h"
 
@@ -29,12 +30,6 @@ OCT_INLINE __m512 widen16(const element *p)
                            : _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(h), 16));
 }
 
-/* Asks for `lines` lines from p. */
-OCT_INLINE void ask(const char *p, int lines)
-{
-    for (int i = 0; i < lines; i++) _mm_prefetch(p + i * 64, _MM_HINT_T0);
-}
-
 /* One row against `blocks` blocks, or up to MR rows against one, from the stored values.
  * sums: [blocks][rows][32], written. */
 OCT_INLINE void stream(const oct_linear_args *a, const oct_tile *t, const int rows,
@@ -51,7 +46,8 @@ OCT_INLINE void stream(const oct_linear_args *a, const oct_tile *t, const int ro
         for (int b = 0; b < blocks; b++) {
             const element *at = w + ((size_t)b * (size_t)k + (size_t)j) * OCT_BLOCK_N;
             const __m512 w0 = widen16(at), w1 = widen16(at + 16);
-            if (rows > 1) ask((const char *)at + AHEAD_BYTES, INPUT_BYTES / 64);
+            for (int i = 0; rows > 1 && i < INPUT_BYTES; i += NEXT_LINE)
+                __builtin_prefetch((const char *)at + AHEAD_BYTES + i);
 #pragma GCC unroll 8
             for (int r = 0; r < rows; r++) {
                 const __m512 xs = _mm512_set1_ps(x[(size_t)r * a->x->ldx + (size_t)j]);
@@ -96,14 +92,13 @@ typedef struct {
     size_t ldx;
     const float *panel; /* [inputs][32] */
     int inputs;
-    const char *ahead; /* of the next window: each step asks for so many lines */
-    int ahead_lines;
+    const element *end; /* of the window, where the next begins */
+    oct_next next; /* a step is STEP_INPUTS inputs */
     float *sums; /* [rows][32], in and out */
 } strip;
 
 OCT_INLINE void panel_rows(const strip *s, const int rows)
 {
-    const char *ahead = s->ahead;
     __m512 sum[MR][2];
 #pragma GCC unroll 8
     for (int r = 0; r < rows; r++)
@@ -111,10 +106,7 @@ OCT_INLINE void panel_rows(const strip *s, const int rows)
     for (int j = 0; j < s->inputs; j++) {
         const float *at = s->panel + j * OCT_BLOCK_N;
         const __m512 w0 = _mm512_load_ps(at), w1 = _mm512_load_ps(at + 16);
-        if (j % STEP_INPUTS == 0) {
-            ask(ahead, s->ahead_lines);
-            ahead += s->ahead_lines * 64;
-        }
+        if (j % STEP_INPUTS == 0) oct_next_ask(&s->next, j / STEP_INPUTS);
 #pragma GCC unroll 8
         for (int r = 0; r < rows; r++) {
             const __m512 xs = _mm512_set1_ps(s->x[(size_t)r * s->ldx + (size_t)j]);
@@ -138,8 +130,9 @@ static const float *panel_of(const element *w, int inputs, float *panel)
  * straight to its outputs, whose lines are waited for while the next one computes. */
 static void tile_rows(strip *s, const oct_linear_args *a, oct_tile t, bool last)
 {
+    const int steps = (s->inputs + STEP_INPUTS - 1) / STEP_INPUTS;
     int strips = (t.rows + MR - 1) / MR, rows = t.rows;
-    s->ahead_lines = (STEP_INPUTS * INPUT_BYTES / 64 + strips - 1) / strips;
+    s->next = oct_next_of(s->end, steps, STEP_INPUTS * INPUT_BYTES, strips);
     for (; rows > 0; rows -= t.rows, strips--) {
         t.rows = (rows + strips - 1) / strips;
         if (last) oct_tile_ask(a, &t, t.row + t.rows, t.rows); /* the next strip's */
@@ -155,7 +148,7 @@ static void tile_rows(strip *s, const oct_linear_args *a, oct_tile t, bool last)
         t.row += t.rows;
         s->x += (size_t)t.rows * s->ldx;
         s->sums += t.rows * OCT_BLOCK_N;
-        s->ahead += s->inputs / STEP_INPUTS * s->ahead_lines * 64;
+        oct_next_pass(&s->next, steps);
     }
 }
 
@@ -165,9 +158,10 @@ static void tile(const oct_linear_args *a, const oct_tile *t, scratch *l)
     for (int j = 0; j < a->w->k; j += WINDOW_INPUTS) {
         const int left = a->w->k - j, inputs = left < WINDOW_INPUTS ? left : WINDOW_INPUTS;
         const element *w = block_at(a->w, t->block) + (size_t)j * OCT_BLOCK_N;
-        strip s = {a->x->x + (size_t)t->row * a->x->ldx + j, a->x->ldx,
-                   panel_of(w, inputs, l->panel), inputs,
-                   (const char *)w + (size_t)inputs * INPUT_BYTES, 0, l->sums};
+        strip s = {.inputs = inputs, .ldx = a->x->ldx, .sums = l->sums};
+        s.x = a->x->x + (size_t)t->row * a->x->ldx + j;
+        s.panel = panel_of(w, inputs, l->panel);
+        s.end = w + (size_t)inputs * OCT_BLOCK_N;
         tile_rows(&s, a, *t, left == inputs);
     }
 }

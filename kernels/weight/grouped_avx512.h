@@ -4,9 +4,9 @@
  * micro-kernel, `dot_rows`, takes up to MR rows against 32 channels over a window of groups that
  * stays in L1 while all rows pass; it reads either stored codes or, for many rows, a panel of bytes
  * in the lane's scratch, into which nibbles are unpacked once per row tile. While a window is in
- * work its successor is asked for, line by line: the loop is too long for the processor to run
- * ahead of itself, and memory would wait for it. Integer sums are exact and the float chain is one
- * fma per group, so the path taken changes no bit. */
+ * work its successor is asked for (next.h). Integer sums are exact and the float chain is one fma
+ * per group, so the path taken changes no bit. */
+#include "kernels/weight/next.h"
 #include "kernels/weight/grouped.h"
 #include "kernels/weight/sides.h"
 #include "kernels/weight/tile_avx512.h"
@@ -18,7 +18,6 @@ enum {
     WINDOW_GROUPS = CODE_BITS == 8 ? 8 : 16,        /* some 9 KB, and 16 KB as a panel */
     PANEL_BYTES = OCT_BLOCK_N * OCT_GROUP,
     CHAIN_GROUPS = 8, /* a panel of 32 KB in floats */
-    GROUP_LINES = (GROUP_BYTES + LINE_BYTES - 1) / LINE_BYTES,
     /* What is subtracted from the bytes of a panel. Zero points are folded into its bytes (u - z +
      * 128), so that all channels share one number. */
     BIAS = HAS_MIN ? 0 : HAS_ZERO ? 128 : ZERO_CODE
@@ -49,8 +48,7 @@ typedef struct {
     size_t side_ld;
     float *acc; /* [rows][32], in and out */
     int groups;
-    const uint8_t *ahead; /* of the next window: each group asks for so many lines */
-    int ahead_lines;
+    oct_next next; /* a step is a group */
 } strip;
 
 OCT_INLINE __m512 widen16(const uint8_t *p, oct_dtype type)
@@ -96,13 +94,6 @@ OCT_INLINE void load_lines(const uint8_t *codes, bool nibbles, int h, int i, __m
     }
 }
 
-OCT_INLINE void ask_ahead(const strip *s, int g)
-{
-    const uint8_t *ahead = s->ahead + (size_t)(g * s->ahead_lines) * LINE_BYTES;
-    for (int i = 0; i < s->ahead_lines; i++, ahead += LINE_BYTES)
-        _mm_prefetch((const char *)ahead, _MM_HINT_T0);
-}
-
 /* The float step of one group: acc[h] = fma(I, s, acc[h]), and the minima where there are any. */
 OCT_INLINE void fold_group(const strip *s, int r, int g, const oct_act act, const __m512 *scale,
                            const __m512 *min, const __m512i *dot, __m512 *acc)
@@ -127,7 +118,7 @@ OCT_INLINE void dot_rows(const strip *s, const int rows, const oct_act act, cons
         const uint8_t *codes = s->codes + (size_t)g * s->stride;
         const uint8_t *group = s->group + (size_t)g * GROUP_BYTES;
         const __m512i fold[2] = {zero_fold(group, 0), zero_fold(group, 1)};
-        ask_ahead(s, g);
+        oct_next_ask(&s->next, g);
         __m512i dot[MR][2], high[MR][2]; /* a8x2 sums its high terms apart */
 #pragma GCC unroll 6
         for (int r = 0; r < rows; r++)
@@ -188,7 +179,7 @@ OCT_INLINE void chain_rows(const strip *s, const float *panel, int inputs, const
     for (int g = 0; g < s->groups; g++) {
         const uint8_t *group = s->group + (size_t)g * GROUP_BYTES;
         const int end = inputs - g * 32 < 32 ? inputs : g * 32 + 32;
-        ask_ahead(s, g);
+        oct_next_ask(&s->next, g);
         __m512 t[MR][2];
 #pragma GCC unroll 6
         for (int r = 0; r < rows; r++) t[r][0] = t[r][1] = _mm512_setzero_ps();
@@ -270,8 +261,8 @@ OCT_INLINE void tile_rows(strip *s, const oct_linear_args *a, oct_tile t, bool l
     int rows = t.rows;
     const int most = act == OCT_A8X2 ? MR2 : MR;
     int strips = (rows + most - 1) / most;
-    const uint8_t *end = s->ahead + (size_t)s->groups * GROUP_BYTES;
-    s->ahead_lines = (GROUP_LINES + strips - 1) / strips;
+    const uint8_t *next = s->group + (size_t)s->groups * GROUP_BYTES;
+    s->next = oct_next_of(next, s->groups, GROUP_BYTES, strips);
     for (int n; rows > 0; rows -= n, strips--) {
         n = (rows + strips - 1) / strips;
         if (last) oct_tile_ask(a, &t, t.row + n, n); /* the next strip's */
@@ -289,8 +280,7 @@ OCT_INLINE void tile_rows(strip *s, const oct_linear_args *a, oct_tile t, bool l
         s->acc += n * OCT_BLOCK_N;
         s->x += (size_t)n * s->ldx;
         s->side += (size_t)n * s->side_ld;
-        s->ahead += (size_t)(s->groups * s->ahead_lines) * LINE_BYTES;
-        if (s->ahead >= end) s->ahead_lines = 0;
+        oct_next_pass(&s->next, s->groups);
         if (act == OCT_A32) continue;
         s->hi += (size_t)n * s->kp;
         if (act == OCT_A8X2) s->lo += (size_t)n * s->kp;
@@ -320,7 +310,6 @@ OCT_INLINE void tile_groups(const oct_linear_args *a, const oct_tile *t, scratch
     s.x = x->x + row * x->ldx + (size_t)g * OCT_GROUP;
     s.ldx = x->ldx;
     s.kp = (size_t)x->kp;
-    s.ahead = group + (size_t)groups * GROUP_BYTES;
     s.side = &l->side.value[g - l->side.from];
     s.side_ld = (size_t)l->side.groups;
     if (act == OCT_A32) {

@@ -4,6 +4,7 @@
  * and asks for the window that comes next; between windows the sums wait in the lane's scratch.
  * a8x2 sums its two terms apart, since their sum leaves 32 bits, and joins them in float64, where
  * both and their sum are exact. */
+#include "kernels/weight/next.h"
 #include "kernels/weight/tile_avx512.h"
 #include "kernels/weight/w8/w8.h"
 
@@ -32,8 +33,7 @@ static_assert(sizeof(scratch) <= OCT_LANE_BYTES, "a lane's scratch holds all");
 typedef struct {
     const uint8_t *codes;
     int groups, inputs;
-    const uint8_t *ahead; /* of the next window: each group asks for so many lines */
-    int ahead_lines;
+    oct_next next; /* a step is a group */
     const int8_t *x; /* [rows][kp] */
     size_t kp;
     const float *floats; /* a32: [rows][ldx] */
@@ -42,13 +42,6 @@ typedef struct {
     const float *scale; /* a8g32: [rows][kp / 32], and so the sums */
     const int32_t *sum;
 } strip;
-
-OCT_INLINE void ask_ahead(const strip *s, int g)
-{
-    const uint8_t *ahead = s->ahead + (size_t)(g * s->ahead_lines) * LINE_BYTES;
-    for (int i = 0; i < s->ahead_lines; i++, ahead += LINE_BYTES)
-        _mm_prefetch((const char *)ahead, _MM_HINT_T0);
-}
 
 /* dot[r] += group g against row r. */
 OCT_INLINE void add_group(const strip *s, int g, const int rows, __m512i dot[][2])
@@ -76,7 +69,7 @@ OCT_INLINE void dot_rows(const strip *s, int32_t *dots, const int rows)
     for (int r = 0; r < rows; r++)
         for (int h = 0; h < 2; h++) dot[r][h] = _mm512_load_si512(dots + r * 32 + h * 16);
     for (int g = 0; g < s->groups; g++) {
-        ask_ahead(s, g);
+        oct_next_ask(&s->next, g);
         add_group(s, g, rows, dot);
     }
 #pragma GCC unroll 8
@@ -94,7 +87,7 @@ OCT_INLINE void group_rows(const strip *s, float *sums, const int rows)
         for (int h = 0; h < 2; h++) acc[r][h] = _mm512_load_ps(sums + r * 32 + h * 16);
     for (int g = 0; g < s->groups; g++) {
         __m512i dot[MR_GROUPS][2];
-        ask_ahead(s, g);
+        oct_next_ask(&s->next, g);
 #pragma GCC unroll 6
         for (int r = 0; r < rows; r++)
             dot[r][0] = dot[r][1] = _mm512_set1_epi32(-BIAS * s->sum[(size_t)r * ld + (size_t)g]);
@@ -121,7 +114,7 @@ OCT_INLINE void float_rows(const strip *s, float *sums, const int rows)
     for (int j = 0; j < s->inputs; j++) {
         const float *at = s->panel + j * OCT_BLOCK_N;
         const __m512 w0 = _mm512_load_ps(at), w1 = _mm512_load_ps(at + 16);
-        if (j % OCT_GROUP == 0) ask_ahead(s, j / OCT_GROUP);
+        if (j % OCT_GROUP == 0) oct_next_ask(&s->next, j / OCT_GROUP);
 #pragma GCC unroll 8
         for (int r = 0; r < rows; r++) {
             const __m512 x = _mm512_set1_ps(s->floats[(size_t)r * s->ldx + (size_t)j]);
@@ -241,7 +234,8 @@ static void window(const oct_linear_args *a, oct_tile t, scratch *l, strip *s, i
     const bool last = g + s->groups == group_count(x->k);
     int rows = t.rows, strips = (rows + most - 1) / most;
     size_t at = 0;
-    s->ahead_lines = (GROUP_BYTES / LINE_BYTES + strips - 1) / strips;
+    s->next = oct_next_of(s->codes + (size_t)s->groups * GROUP_BYTES, s->groups, GROUP_BYTES,
+                          x->act == OCT_A8X2 ? 2 * strips : strips);
     for (; rows > 0; rows -= t.rows, strips--) {
         const size_t groups = (size_t)t.row * (s->kp / OCT_GROUP) + (size_t)g;
         t.rows = (rows + strips - 1) / strips;
@@ -253,10 +247,11 @@ static void window(const oct_linear_args *a, oct_tile t, scratch *l, strip *s, i
         if (x->act == OCT_A32) float_strip(s, l->sums + at, t.rows);
         else if (x->act == OCT_A8G32) group_strip(s, l->sums + at, t.rows);
         else dot_strip(s, l->dots + at, t.rows);
-        s->ahead += (size_t)(s->groups * s->ahead_lines) * LINE_BYTES;
+        oct_next_pass(&s->next, s->groups);
         if (x->act == OCT_A8X2) {
             s->x = x->lo + groups * OCT_GROUP;
             dot_strip(s, l->low + at, t.rows);
+            oct_next_pass(&s->next, s->groups);
         }
         if (last) finish(a, &t, l, at);
         t.row += t.rows;
@@ -280,7 +275,6 @@ static oct_kstatus linear(const oct_linear_args *a, size_t lo, size_t hi, void *
             const int left = a->x->k - g * OCT_GROUP;
             s.inputs = left < s.groups * OCT_GROUP ? left : s.groups * OCT_GROUP;
             s.codes = block_at(a->w, t.block) + CODES_AT + (size_t)g * GROUP_BYTES;
-            s.ahead = s.codes + (size_t)s.groups * GROUP_BYTES;
             s.kp = (size_t)a->x->kp;
             s.ldx = a->x->ldx;
             s.panel = l->panel;
