@@ -98,7 +98,8 @@ static oct_status source_of(const oct_matrix_desc *d, const oct_weight_traits *t
 }
 
 /* Of scales, where there are codes: float32 of a whole channel, 16 bits of a group. */
-static oct_status scale_type_of(const oct_matrix_desc *d, const oct_weight_traits *t, oct_dtype *out)
+static oct_status scale_type_of(const oct_matrix_desc *d, const oct_weight_traits *t,
+                                oct_dtype *out)
 {
     *out = t->type;
     if (!t->code_bits) return OCT_OK;

@@ -2,8 +2,8 @@
  *
  * Lane = output channel and every output is one chain of fma over k, so speed is a matter of having
  * enough chains in flight: one row takes several column blocks at once; up to MR rows take one,
- * straight from the stream; more take MR at a time against a window of a block, widened once per row
- * tile into the lane's scratch (f32 needs no widening). All ask for the lines that come next. */
+ * straight from the stream; more take MR at a time against a window of a block, widened once per
+ * row tile into the lane's scratch (f32 needs no widening). All ask for what comes next. */
 #include "kernels/weight/next.h"
 #include "kernels/weight/floats.h"
 #include "kernels/weight/tile_avx512.h"

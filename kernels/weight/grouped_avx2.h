@@ -3,9 +3,8 @@
  *
  * Byte products saturate in 16 bits, so weights (u - z) and inputs (a8x2: Q itself, which fits) are
  * widened to int16 and vpmaddwd adds their pairs in 32 bits: exact for every format and form. Where
- * bytes are safe they are used (nibbles_avx2.h). A pair is two inputs that lie two bytes apart in a line of codes (0,2 1,3 4,6 5,7
- * of eight), because masks and shifts alone bring those together; the rows are laid out to match.
- * Few rows read stored codes, many read a panel unpacked once per row tile. */
+ * bytes are safe they are used (nibbles_avx2.h). Masks and shifts bring pairs of codes together;
+ * rows are laid out to match (pairs_avx2.h). Few rows read stored codes, many a panel. */
 #include "kernels/weight/grouped.h"
 #include "kernels/weight/next.h"
 #include "kernels/weight/pairs_avx2.h"

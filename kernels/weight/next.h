@@ -1,10 +1,10 @@
 /* next.h: asking for the next window of weights while one is in work.
  *
- * A loop over several rows is too long for the processor to run ahead of itself, and its prefetchers
- * follow neither the interleaved lines of a group nor the jump of a strip back to the window's
- * start: memory would wait for arithmetic. So every step of a strip asks for some lines of the
- * window that comes next, a share that is all of them by the time that all strips have passed. Past
- * a matrix's end that asks for memory that nobody reads, which is allowed. */
+ * A loop over several rows is too long for the processor to run ahead of itself, and its
+ * prefetchers follow neither the interleaved lines of a group nor the jump of a strip back to the
+ * window's start: memory would wait for arithmetic. So every step of a strip asks for some lines of
+ * the window that comes next, a share that is all of them by the time that all strips have passed.
+ * Past a matrix's end that asks for memory that nobody reads, which is allowed. */
 #ifndef OCT_WEIGHT_NEXT_H
 #define OCT_WEIGHT_NEXT_H
 

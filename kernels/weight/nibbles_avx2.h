@@ -1,10 +1,10 @@
-/* nibbles_avx2.h: 4-bit codes against 8-bit inputs with byte products. Part of grouped_avx2.h, which
- * includes it.
+/* nibbles_avx2.h: 4-bit codes against 8-bit inputs with byte products. Part of grouped_avx2.h,
+ * which includes it.
  *
  * vpmaddubsw adds pairs of u8 x s8 in 16 bits and saturates; but a pair with a nibble is at most
- * 2 * 15 * 127, and the eight pairs of a group in one lane at most 30480, so a whole group adds up in
- * 16 bits before it is widened, exactly. Codes are read as stored; a zero point is taken out of the
- * sum, so none is subtracted from codes. */
+ * 2 * 15 * 127, and the eight pairs of a group in one lane at most 30480, so a whole group adds up
+ * in 16 bits before it is widened, exactly. Codes are read as stored; a zero point is taken out of
+ * the sum, so none is subtracted from codes. */
 #ifndef OCT_WEIGHT_NIBBLES_AVX2_H
 #define OCT_WEIGHT_NIBBLES_AVX2_H
 

@@ -1,7 +1,7 @@
 /* pairs_avx2.h: inputs as pairs of int16, which one instruction multiplies and adds in 32 bits.
  *
- * A pair is two inputs that lie two bytes apart in a line of codes (0,2 1,3 4,6 5,7 of eight), because
- * masks and shifts alone bring those together; the rows are laid out to match. */
+ * A pair is two inputs that lie two bytes apart in a line of codes (0,2 1,3 4,6 5,7 of eight),
+ * because masks and shifts alone bring those together; the rows are laid out to match. */
 #ifndef OCT_WEIGHT_PAIRS_AVX2_H
 #define OCT_WEIGHT_PAIRS_AVX2_H
 

@@ -7,8 +7,8 @@
 #include "kernels/inline.h"
 #include "kernels/weight/tile.h"
 
-/* Asks for the lines of outputs that rows [row, row + rows) of a tile will write, as far as they are
- * the call's. */
+/* Asks for the lines of outputs that rows [row, row + rows) of a tile will write, as far as the
+ * input has such rows. */
 OCT_INLINE void oct_tile_ask(const oct_linear_args *a, const oct_tile *t, int row, int rows)
 {
     for (int r = row; r < row + rows && r < a->x->m; r++) {
@@ -18,8 +18,8 @@ OCT_INLINE void oct_tile_ask(const oct_linear_args *a, const oct_tile *t, int ro
     }
 }
 
-/* sums: [rows][OCT_BLOCK_N], 64-byte aligned. Channels past n are masked away. Row by row, since rows
- * of y are pages apart: both lines of one are written while its translation is at hand. */
+/* sums: [rows][OCT_BLOCK_N], 64-byte aligned. Channels past n are masked away. Row by row, since
+ * rows of y are pages apart: both lines of one are written while its translation is at hand. */
 static inline void oct_tile_finish(const oct_linear_args *a, const oct_tile *t, const float *sums)
 {
     const bool row_scale = a->x->act == OCT_A8 || a->x->act == OCT_A8X2;

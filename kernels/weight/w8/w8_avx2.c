@@ -1,7 +1,7 @@
 /* w8, AVX2 column: 16-bit pair products whose integer sums run over all of k.
  *
- * Codes are widened to int16 without their bias, which the sums start from, and vpmaddwd adds pairs
- * in 32 bits. A window of rows is laid out as pairs and used again while calls stay in one row tile.
+ * Codes are widened to int16 with their bias, whose share is taken out of the sums, and vpmaddwd
+ * adds pairs in 32 bits. A window of rows is laid out as pairs and used again while it serves.
  * a8x2 sums its two terms apart, since their sum leaves 32 bits, and joins them in float64, where
  * both and their sum are exact. */
 #include "kernels/weight/pairs_avx2.h"

@@ -1,7 +1,7 @@
 /* w8, AVX-512 column: byte dot products whose integer sums run over all of k.
  *
- * Lane = output channel. A window of inputs stays in L1 while all rows of a tile pass, MR at a time,
- * and asks for the window that comes next; between windows the sums wait in the lane's scratch.
+ * Lane = output channel. A window of inputs stays in L1 while all rows of a tile pass, MR at a
+ * time, and asks for the window that comes next; between windows sums wait in the lane's scratch.
  * a8x2 sums its two terms apart, since their sum leaves 32 bits, and joins them in float64, where
  * both and their sum are exact. */
 #include "kernels/weight/next.h"

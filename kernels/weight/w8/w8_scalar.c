@@ -1,5 +1,5 @@
-/* w8, scalar column: what the format means. Rounding happens only where docs/formats.md B3 writes an
- * operation; integer sums are exact, and rounded to float32 once. */
+/* w8, scalar column: what the format means. Rounding happens only where docs/formats.md B3 writes
+ * an operation; integer sums are exact, and rounded to float32 once. */
 #include "kernels/weight/tile.h"
 #include "kernels/weight/w8/w8.h"
 
