@@ -82,7 +82,7 @@ typedef struct oct_weights oct_weights;
 typedef struct {
     const char *format;        /* a name of weights.def */
     int64_t n, k;
-    const char *scale_type;    /* "f16" or "bf16" for grouped formats; NULL otherwise */
+    const char *scale_type;    /* "f16" or "bf16" of groups, "f32" of channels (w8), else NULL */
     const char *source;        /* "bytes" "halves" "pairs" "values": see kernels.h, oct_source */
     const char *values_type;   /* "f32" "f16" "bf16" with source "values" */
     const uint8_t *codes;      /* codes or values */
@@ -103,13 +103,13 @@ size_t oct_weights_bytes(const oct_weights *);
 typedef struct {
     const char *format, *scale_type, *element; /* element: of the logical values or codes */
     int64_t n, k;
-    int group; /* 0: none */
+    int group; /* inputs that share a scale, k if all of them do; 0: there are none */
     bool has_zero, has_min;
     size_t bytes;
 } oct_matrix_info;
 oct_status oct_weights_info(const oct_weights *, int id, oct_matrix_info *out);
 /* [slow] Logical arrays, each NULL or of the shape in kernels.h's oct_unpack_args. */
-oct_status oct_weights_unpack(const oct_weights *, int id, uint8_t *codes, uint16_t *scales,
+oct_status oct_weights_unpack(const oct_weights *, int id, uint8_t *codes, void *scales,
                               uint8_t *zeros, uint16_t *mins, void *values);
 /* [slow] y[i] = dequantized row rows[i]. */
 oct_status oct_weights_rows(const oct_weights *, int id, const int32_t *rows, int64_t m, float *y);

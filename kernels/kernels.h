@@ -95,7 +95,8 @@ typedef struct {
     oct_dtype values_type;                    /* VALUES: OCT_F32, OCT_F16 or OCT_BF16 */
     const uint8_t *codes;                     /* or the values; may be unaligned */
     size_t row_stride, group_stride;          /* bytes */
-    const uint8_t *scales, *mins;             /* 2-byte elements, maybe unaligned; NULL if absent */
+    const uint8_t *scales, *mins;             /* 2-byte elements, maybe unaligned; NULL if absent;
+                                               * w8: one float32 scale a row */
     size_t scale_row_stride, scale_group_stride; /* bytes; the same for mins */
     const uint8_t *zeros;                     /* one byte per group [n][k/g]; NULL if absent */
     size_t zero_row_stride;
@@ -112,8 +113,8 @@ typedef struct {
 /* Logical arrays, C order: what docs/formats.md B2 calls codes, scales, zeros and minima. */
 typedef struct {
     const oct_matrix *w;
-    uint8_t *codes;     /* [n][k] one code a byte (w8g32: the s8 bits); grouped formats, else NULL */
-    uint16_t *scales;   /* [n][k/g] raw bits; NULL if the format has none */
+    uint8_t *codes;     /* [n][k] one code a byte (8 bits: s8); NULL if the format has none */
+    void *scales;       /* [n][k/g] raw 16 bits, w8: [n] float32; NULL if the format has none */
     uint8_t *zeros;     /* [n][k/g] */
     uint16_t *mins;     /* [n][k/g] raw bits */
     void *values;       /* [n][k] of the format's own type: f32, f16, bf16 only */
@@ -494,7 +495,7 @@ typedef enum {
 
 typedef struct {
     const char *name;
-    int group; /* inputs that share a scale; 0: none */
+    int group; /* inputs that share a scale; 0: all of them (w8), or there are no codes */
     double bits; /* per weight, as stored */
     bool has_zero, has_min;
     int code_bits; /* 4, 8; 0: elements are `type` */

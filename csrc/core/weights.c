@@ -69,11 +69,11 @@ static oct_status source_of(const oct_matrix_desc *d, const oct_weight_traits *t
     if (kind < 0)
         return oct_fail(OCT_E_VALUE, "matrix: source is '%s', legal are bytes, halves, pairs, values",
                         d->source ? d->source : "");
-    if ((kind == OCT_SRC_VALUES) != (t->group == 0))
+    if ((kind == OCT_SRC_VALUES) != (t->code_bits == 0))
         return oct_fail(OCT_E_UNSUPPORTED, "matrix: format '%s' is not packed from source '%s'; %s",
                         t->name, kinds[kind],
-                        t->group ? "quantize the values first (octavo.quant)"
-                                 : "pass element values");
+                        t->code_bits ? "quantize the values first (octavo.quant)"
+                                     : "pass element values");
     if (kind != OCT_SRC_VALUES && kind != OCT_SRC_BYTES && t->code_bits != 4)
         return oct_fail(OCT_E_UNSUPPORTED, "matrix: format '%s' has 8-bit codes, source '%s' holds 4",
                         t->name, kinds[kind]);
@@ -97,6 +97,19 @@ static oct_status source_of(const oct_matrix_desc *d, const oct_weight_traits *t
     return OCT_OK;
 }
 
+/* Of scales, where there are codes: float32 of a whole channel, 16 bits of a group. */
+static oct_status scale_type_of(const oct_matrix_desc *d, const oct_weight_traits *t,
+                                oct_dtype *out)
+{
+    *out = t->type;
+    if (!t->code_bits) return OCT_OK;
+    const oct_status status = oct_dtype_by_name("matrix: scale_type", d->scale_type, out);
+    if (status) return status;
+    if (t->group ? *out == OCT_F16 || *out == OCT_BF16 : *out == OCT_F32) return OCT_OK;
+    return oct_fail(OCT_E_VALUE, "matrix: scale_type is '%s', format '%s' takes %s", d->scale_type,
+                    t->name, t->group ? "f16 or bf16" : "f32");
+}
+
 static oct_status check_desc(const oct_matrix_desc *d, int *format, oct_source *src, oct_dtype *scale)
 {
     *format = oct_weight_by_name(d->format);
@@ -110,15 +123,8 @@ static oct_status check_desc(const oct_matrix_desc *d, int *format, oct_source *
     if (t->group && d->k % t->group)
         return oct_fail(OCT_E_VALUE, "matrix: k is %lld, format '%s' needs a multiple of %d",
                         (long long)d->k, t->name, t->group);
-    *scale = t->type;
-    if (t->group) {
-        const oct_status status = oct_dtype_by_name("matrix: scale_type", d->scale_type, scale);
-        if (status) return status;
-        if (*scale != OCT_F16 && *scale != OCT_BF16)
-            return oct_fail(OCT_E_VALUE, "matrix: scale_type is '%s', legal are f16 and bf16",
-                            d->scale_type);
-    }
-    return source_of(d, t, src);
+    const oct_status status = scale_type_of(d, t, scale);
+    return status ? status : source_of(d, t, src);
 }
 
 /* A packed nibble would silently lose the upper bits of a code above 15. */
@@ -232,13 +238,13 @@ oct_status oct_weights_info(const oct_weights *w, int id, oct_matrix_info *out)
     if (status) return status;
     const oct_weight_traits *t = &oct_weight_traits_of[m->format];
     *out = (oct_matrix_info){
-        t->name, oct_dtype_name(m->m.scale_type), oct_dtype_name(t->type), m->m.n, m->m.k, t->group, t->has_zero, t->has_min,
-        m->bytes,
+        t->name, oct_dtype_name(m->m.scale_type), oct_dtype_name(t->type), m->m.n, m->m.k,
+        t->code_bits && !t->group ? m->m.k : t->group, t->has_zero, t->has_min, m->bytes,
     };
     return OCT_OK;
 }
 
-oct_status oct_weights_unpack(const oct_weights *w, int id, uint8_t *codes, uint16_t *scales,
+oct_status oct_weights_unpack(const oct_weights *w, int id, uint8_t *codes, void *scales,
                               uint8_t *zeros, uint16_t *mins, void *values)
 {
     const oct_stored_matrix *m = NULL;

@@ -4,7 +4,7 @@
  *
  * What packing touches (kernels.h, oct_source), R = largest source row, G = ceil(k / 32) groups:
  *   codes   code_offset + R*row_stride + (G-1)*group_stride + bytes of the last group
- *   scales  offset + R*scale_row_stride + (G-1)*scale_group_stride + 2, mins alike
+ *   scales  offset + R*scale_row_stride + (G-1)*scale_group_stride + 2 (4 if float32), mins alike
  *   zeros   R*zero_row_stride + (G-1) + 1
  * Strides are not negative, so the last address is the largest. */
 #include "csrc/py/source.h"
@@ -146,8 +146,9 @@ oct_source_open(oct_py_source *s, const oct_source_objects *o)
     if (!take_view(o->codes, "matrix: codes", &s->views[OCT_SOURCE_CODES])) return false;
     if (!check_codes(s, o->code_offset)) return false;
     d->codes = (const uint8_t *)s->views[OCT_SOURCE_CODES].buf + o->code_offset;
+    const uint64_t scale_bytes = d->scale_type && !strcmp(d->scale_type, "f32") ? 4 : 2;
     return add_side(s, o->scales, OCT_SOURCE_SCALES, "matrix: scales", o->scale_offset,
-                    d->scale_row_stride, d->scale_group_stride, 2, &d->scales) &&
+                    d->scale_row_stride, d->scale_group_stride, scale_bytes, &d->scales) &&
            add_side(s, o->mins, OCT_SOURCE_MINS, "matrix: mins", o->min_offset,
                     d->scale_row_stride, d->scale_group_stride, 2, &d->mins) &&
            add_side(s, o->zeros, OCT_SOURCE_ZEROS, "matrix: zeros", 0, d->zero_row_stride, 1, 1,

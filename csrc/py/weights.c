@@ -227,8 +227,8 @@ add_array(PyObject *dict, const char *name, int64_t n, int64_t cols, int type)
 
 typedef struct {
     uint8_t *codes, *zeros;
-    uint16_t *scales, *mins;
-    void *values;
+    uint16_t *mins;
+    void *scales, *values;
 } unpacked;
 
 /* The logical arrays that this matrix has (stub of Weights.unpack). */
@@ -243,8 +243,9 @@ add_arrays(PyObject *dict, const oct_matrix_info *i, unpacked *to)
         return !PyErr_Occurred();
     }
     const int64_t groups = (i->k + i->group - 1) / i->group;
-    const bool f16 = i->scale_type && !strcmp(i->scale_type, "f16");
-    const int scale = f16 ? NPY_FLOAT16 : NPY_UINT16;
+    const int scale = !strcmp(i->scale_type, "f32")   ? NPY_FLOAT32
+                      : !strcmp(i->scale_type, "f16") ? NPY_FLOAT16
+                                                      : NPY_UINT16;
     to->codes = add_array(dict, "codes", i->n, i->k,
                           !strcmp(i->element, "i8") ? NPY_INT8 : NPY_UINT8);
     to->scales = add_array(dict, "scales", i->n, groups, scale);

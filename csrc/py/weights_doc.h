@@ -19,11 +19,12 @@ PyDoc_STRVAR(vector_doc,
 "vector($self, values)\n--\n\nCopy a float32 vector (a norm, a bias) and return its id.");
 PyDoc_STRVAR(info_doc,
 "info($self, id)\n--\n\n"
-"What matrix id is: format, scale_type, n, k, group (0: none), has_zero, has_min, nbytes.");
+"What matrix id is: format, scale_type, n, k, group (inputs that share a scale; 0: none),\n"
+"has_zero, has_min, nbytes.");
 PyDoc_STRVAR(unpack_doc,
 "unpack($self, id)\n--\n\n"
-"Logical arrays by name, as copies: codes [n, k] (uint8; int8 for w8g32), scales, mins (float16,\n"
-"or uint16 bits of bfloat16), zeros; or values [n, k] (float32, float16, uint16 bits).");
+"Logical arrays by name, as copies: codes [n, k] (uint8; int8 for w8 and w8g32), scales, mins\n"
+"(float16, or uint16 bits of bfloat16; w8: float32), zeros; or values [n, k] (float32, float16, uint16 bits).");
 PyDoc_STRVAR(rows_doc,
 "rows($self, id, ids)\n--\n\nThe dequantized rows ids (int32 [m]) of a matrix, float32 [m, k].");
 PyDoc_STRVAR(linear_doc,

@@ -1,22 +1,24 @@
 /* floats_avx512.h: linears of f32, f16 and bf16. A template like floats.h.
  *
  * Lane = output channel and every output is one chain of fma over k, so speed is a matter of having
- * enough chains in flight: few rows take several column blocks at once, straight from the stream;
- * many rows take MR at a time against one block, widened once per row tile into the lane's scratch
- * (f32 needs no widening). */
+ * enough chains in flight: one row takes several column blocks at once; up to MR rows take one,
+ * straight from the stream; more take MR at a time against a window of a block, widened once per
+ * row tile into the lane's scratch (f32 needs no widening). All ask for what comes next. */
+#include "kernels/weight/next.h"
 #include "kernels/weight/floats.h"
 #include "kernels/weight/tile_avx512.h"
 
 enum {
     MR = 8,
-    STREAM_ROWS = 4,
-    STREAM_BLOCKS = 4,  /* column blocks taken at once by one row */
-    PANEL_INPUTS = 256, /* a panel of 32 KB */
+    STREAM_BLOCKS = 4, /* column blocks taken at once by one row */
+    AHEAD_BYTES = 8192, /* how far a stream asks ahead */
+    WINDOW_INPUTS = 256, /* a panel of 32 KB */
+    STEP_INPUTS = 8      /* a panel asks for lines once in so many inputs */
 };
 
 typedef struct {
     _Alignas(64) float sums[OCT_TILE_M * OCT_BLOCK_N];
-    _Alignas(64) float panel[PANEL_INPUTS * OCT_BLOCK_N];
+    _Alignas(64) float panel[WINDOW_INPUTS * OCT_BLOCK_N];
 } scratch;
 static_assert(sizeof(scratch) <= OCT_LANE_BYTES, "a lane's scratch holds all");
 
@@ -28,7 +30,7 @@ OCT_INLINE __m512 widen16(const element *p)
                            : _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(h), 16));
 }
 
-/* One row against `blocks` blocks, or up to STREAM_ROWS rows against one, from the stored values.
+/* One row against `blocks` blocks, or up to MR rows against one, from the stored values.
  * sums: [blocks][rows][32], written. */
 OCT_INLINE void stream(const oct_linear_args *a, const oct_tile *t, const int rows,
                        const int blocks, float *sums)
@@ -36,22 +38,24 @@ OCT_INLINE void stream(const oct_linear_args *a, const oct_tile *t, const int ro
     const int k = a->w->k, chains = rows * blocks;
     const float *x = a->x->x + (size_t)t->row * a->x->ldx;
     const element *w = block_at(a->w, t->block);
-    __m512 sum[STREAM_BLOCKS][2];
-#pragma GCC unroll 4
+    __m512 sum[MR][2];
+#pragma GCC unroll 8
     for (int i = 0; i < chains; i++) sum[i][0] = sum[i][1] = _mm512_setzero_ps();
     for (int j = 0; j < k; j++)
-#pragma GCC unroll 4
+#pragma GCC unroll 8
         for (int b = 0; b < blocks; b++) {
             const element *at = w + ((size_t)b * (size_t)k + (size_t)j) * OCT_BLOCK_N;
             const __m512 w0 = widen16(at), w1 = widen16(at + 16);
-#pragma GCC unroll 4
+            for (int i = 0; rows > 1 && i < INPUT_BYTES; i += NEXT_LINE)
+                __builtin_prefetch((const char *)at + AHEAD_BYTES + i);
+#pragma GCC unroll 8
             for (int r = 0; r < rows; r++) {
                 const __m512 xs = _mm512_set1_ps(x[(size_t)r * a->x->ldx + (size_t)j]);
                 sum[b * rows + r][0] = _mm512_fmadd_ps(xs, w0, sum[b * rows + r][0]);
                 sum[b * rows + r][1] = _mm512_fmadd_ps(xs, w1, sum[b * rows + r][1]);
             }
         }
-#pragma GCC unroll 4
+#pragma GCC unroll 8
     for (int i = 0; i < chains; i++)
         for (int h = 0; h < 2; h++) _mm512_store_ps(sums + i * 32 + h * 16, sum[i][h]);
 }
@@ -69,7 +73,11 @@ static int stream_tiles(const oct_linear_args *a, size_t first, int many, float 
         break;
     case 2: stream(a, &t, 2, 1, sums); break;
     case 3: stream(a, &t, 3, 1, sums); break;
-    default: stream(a, &t, STREAM_ROWS, 1, sums); break;
+    case 4: stream(a, &t, 4, 1, sums); break;
+    case 5: stream(a, &t, 5, 1, sums); break;
+    case 6: stream(a, &t, 6, 1, sums); break;
+    case 7: stream(a, &t, 7, 1, sums); break;
+    default: stream(a, &t, MR, 1, sums); break;
     }
     for (int b = 0; b < many; b++) {
         const oct_tile tile = oct_tile_at(a, first + (size_t)b);
@@ -78,26 +86,37 @@ static int stream_tiles(const oct_linear_args *a, size_t first, int many, float 
     return many;
 }
 
-/* sums [rows][32] continue over `inputs` inputs of a panel [inputs][32]. */
-OCT_INLINE void panel_rows(const float *x, size_t ldx, const float *panel, int inputs,
-                           const int rows, float *sums)
+/* A few rows against a window of a block. */
+typedef struct {
+    const float *x; /* [rows][ldx] */
+    size_t ldx;
+    const float *panel; /* [inputs][32] */
+    int inputs;
+    const element *end; /* of the window, where the next begins */
+    oct_next next; /* a step is STEP_INPUTS inputs */
+    float *sums; /* [rows][32], in and out */
+} strip;
+
+OCT_INLINE void panel_rows(const strip *s, const int rows)
 {
     __m512 sum[MR][2];
 #pragma GCC unroll 8
     for (int r = 0; r < rows; r++)
-        for (int h = 0; h < 2; h++) sum[r][h] = _mm512_load_ps(sums + r * 32 + h * 16);
-    for (int j = 0; j < inputs; j++) {
-        const __m512 w0 = _mm512_load_ps(panel + j * 32), w1 = _mm512_load_ps(panel + j * 32 + 16);
+        for (int h = 0; h < 2; h++) sum[r][h] = _mm512_load_ps(s->sums + r * 32 + h * 16);
+    for (int j = 0; j < s->inputs; j++) {
+        const float *at = s->panel + j * OCT_BLOCK_N;
+        const __m512 w0 = _mm512_load_ps(at), w1 = _mm512_load_ps(at + 16);
+        if (j % STEP_INPUTS == 0) oct_next_ask(&s->next, j / STEP_INPUTS);
 #pragma GCC unroll 8
         for (int r = 0; r < rows; r++) {
-            const __m512 xs = _mm512_set1_ps(x[(size_t)r * ldx + (size_t)j]);
+            const __m512 xs = _mm512_set1_ps(s->x[(size_t)r * s->ldx + (size_t)j]);
             sum[r][0] = _mm512_fmadd_ps(xs, w0, sum[r][0]);
             sum[r][1] = _mm512_fmadd_ps(xs, w1, sum[r][1]);
         }
     }
 #pragma GCC unroll 8
     for (int r = 0; r < rows; r++)
-        for (int h = 0; h < 2; h++) _mm512_store_ps(sums + r * 32 + h * 16, sum[r][h]);
+        for (int h = 0; h < 2; h++) _mm512_store_ps(s->sums + r * 32 + h * 16, sum[r][h]);
 }
 
 static const float *panel_of(const element *w, int inputs, float *panel)
@@ -107,24 +126,44 @@ static const float *panel_of(const element *w, int inputs, float *panel)
     return panel;
 }
 
+/* All rows of a tile, in strips that differ by one row at most; after the last window a strip goes
+ * straight to its outputs, whose lines are waited for while the next one computes. */
+static void tile_rows(strip *s, const oct_linear_args *a, oct_tile t, bool last)
+{
+    const int steps = (s->inputs + STEP_INPUTS - 1) / STEP_INPUTS;
+    int strips = (t.rows + MR - 1) / MR, rows = t.rows;
+    s->next = oct_next_of(s->end, steps, STEP_INPUTS * INPUT_BYTES, strips);
+    for (; rows > 0; rows -= t.rows, strips--) {
+        t.rows = (rows + strips - 1) / strips;
+        if (last) oct_tile_ask(a, &t, t.row + t.rows, t.rows); /* the next strip's */
+        switch (t.rows) { /* more than MR rows make strips of at least MR / 2 */
+        case 4: panel_rows(s, 4); break;
+        case 5: panel_rows(s, 5); break;
+        case 6: panel_rows(s, 6); break;
+        case 7: panel_rows(s, 7); break;
+        case 8: panel_rows(s, 8); break;
+        default: assert(!"a strip's height");
+        }
+        if (last) oct_tile_finish(a, &t, s->sums);
+        t.row += t.rows;
+        s->x += (size_t)t.rows * s->ldx;
+        s->sums += t.rows * OCT_BLOCK_N;
+        oct_next_pass(&s->next, steps);
+    }
+}
+
 static void tile(const oct_linear_args *a, const oct_tile *t, scratch *l)
 {
     memset(l->sums, 0, (size_t)t->rows * OCT_BLOCK_N * sizeof *l->sums);
-    for (int j = 0; j < a->w->k; j += PANEL_INPUTS) {
-        const int left = a->w->k - j, inputs = left < PANEL_INPUTS ? left : PANEL_INPUTS;
+    for (int j = 0; j < a->w->k; j += WINDOW_INPUTS) {
+        const int left = a->w->k - j, inputs = left < WINDOW_INPUTS ? left : WINDOW_INPUTS;
         const element *w = block_at(a->w, t->block) + (size_t)j * OCT_BLOCK_N;
-        const float *panel = panel_of(w, inputs, l->panel);
-        for (int r = 0; r < t->rows;) {
-            const float *x = a->x->x + (size_t)(t->row + r) * a->x->ldx + j;
-            float *sums = l->sums + r * OCT_BLOCK_N;
-            const int rows = t->rows - r;
-            if (rows >= MR) panel_rows(x, a->x->ldx, panel, inputs, MR, sums), r += MR;
-            else if (rows >= 4) panel_rows(x, a->x->ldx, panel, inputs, 4, sums), r += 4;
-            else if (rows >= 2) panel_rows(x, a->x->ldx, panel, inputs, 2, sums), r += 2;
-            else panel_rows(x, a->x->ldx, panel, inputs, 1, sums), r += 1;
-        }
+        strip s = {.inputs = inputs, .ldx = a->x->ldx, .sums = l->sums};
+        s.x = a->x->x + (size_t)t->row * a->x->ldx + j;
+        s.panel = panel_of(w, inputs, l->panel);
+        s.end = w + (size_t)inputs * OCT_BLOCK_N;
+        tile_rows(&s, a, *t, left == inputs);
     }
-    oct_tile_finish(a, t, l->sums);
 }
 
 static oct_kstatus linear_a32(const oct_linear_args *a, size_t lo, size_t hi, void *lane)
@@ -134,7 +173,7 @@ static oct_kstatus linear_a32(const oct_linear_args *a, size_t lo, size_t hi, vo
     assert(a->x->act == OCT_A32 && a->x->k == a->w->k && (uintptr_t)lane % 64 == 0);
     for (size_t i = lo; i < hi;) {
         const oct_tile t = oct_tile_at(a, i);
-        if (t.rows > STREAM_ROWS) {
+        if (t.rows > MR) {
             tile(a, &t, l);
             i++;
             continue;

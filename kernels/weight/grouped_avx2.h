@@ -2,11 +2,12 @@
  * grouped.h.
  *
  * Byte products saturate in 16 bits, so weights (u - z) and inputs (a8x2: Q itself, which fits) are
- * widened to int16 and vpmaddwd adds their pairs in 32 bits: exact for every format and form, one
- * kernel for all. A pair is two inputs that lie two bytes apart in a line of codes (0,2 1,3 4,6 5,7
- * of eight), because masks and shifts alone bring those together; the rows are laid out to match.
- * Few rows read stored codes, many read a panel unpacked once per row tile. */
+ * widened to int16 and vpmaddwd adds their pairs in 32 bits: exact for every format and form. Where
+ * bytes are safe they are used (nibbles_avx2.h). Masks and shifts bring pairs of codes together;
+ * rows are laid out to match (pairs_avx2.h). Few rows read stored codes, many a panel. */
 #include "kernels/weight/grouped.h"
+#include "kernels/weight/next.h"
+#include "kernels/weight/pairs_avx2.h"
 #include "kernels/weight/sides.h"
 #include "kernels/weight/tile_avx2.h"
 
@@ -41,6 +42,9 @@ typedef struct {
     oct_dtype scale_type;
     const int32_t *pairs; /* inputs, [rows][pairs_ld] */
     size_t pairs_ld;
+    const int8_t *hi; /* the same as bytes, [rows][kp], and what comes after the window */
+    size_t kp;
+    oct_next next;
     const float *x; /* a32: [rows][ldx] */
     size_t ldx;
     const float *scale; /* a8g32: [rows][scale_ld] */
@@ -90,19 +94,29 @@ OCT_INLINE void load_pairs(const uint8_t *codes, int o, int i, __m256i zero, __m
     for (int p = 0; p < 4 && BIAS + HAS_ZERO > 0; p++) w[p] = _mm256_sub_epi16(w[p], zero);
 }
 
-/* The float step of one group for octet o: acc = fma(I, s, acc), and the minima if any. */
-OCT_INLINE void fold_group(const strip *s, int r, int g, int o, const oct_act act, __m256i dot)
+/* Scales and minima of octet o of a group. */
+typedef struct {
+    __m256 scale, min;
+} sizes;
+
+OCT_INLINE sizes sizes_of(const strip *s, int g, int o)
 {
     const uint8_t *group = s->group + (size_t)g * GROUP_BYTES;
-    __m256 scale = widen8(group + SCALES_AT + 16 * o, s->scale_type);
-    __m256 acc = _mm256_load_ps(s->acc + r * 32 + o * 8);
+    const __m256 scale = widen8(group + SCALES_AT + 16 * o, s->scale_type);
+    return (sizes){scale, HAS_MIN ? widen8(group + EXTRA_AT + 16 * o, s->scale_type) : scale};
+}
+
+/* The float step of one group for octet o: acc = fma(I, s, acc), and the minima if any. */
+OCT_INLINE void fold_group(const strip *s, int r, int g, int o, const oct_act act, sizes by,
+                           __m256i dot)
+{
+    __m256 scale = by.scale, acc = _mm256_load_ps(s->acc + r * 32 + o * 8);
     if (act == OCT_A8G32)
         scale = _mm256_mul_ps(scale, _mm256_set1_ps(s->scale[(size_t)r * s->scale_ld + (size_t)g]));
     acc = _mm256_fmadd_ps(_mm256_cvtepi32_ps(dot), scale, acc);
     if (HAS_MIN) {
-        const __m256 min = widen8(group + EXTRA_AT + 16 * o, s->scale_type);
         const float sum = s->side[(size_t)r * s->side_ld + (size_t)g].sum;
-        acc = _mm256_fmadd_ps(_mm256_set1_ps(sum), min, acc);
+        acc = _mm256_fmadd_ps(_mm256_set1_ps(sum), by.min, acc);
     }
     _mm256_store_ps(s->acc + r * 32 + o * 8, acc);
 }
@@ -114,10 +128,7 @@ OCT_INLINE void forget_loads(void)
     __asm__ volatile("" ::: "memory");
 }
 
-OCT_INLINE __m256i madd(__m256i dot, __m256i w, int32_t pair)
-{
-    return _mm256_add_epi32(dot, _mm256_madd_epi16(w, _mm256_set1_epi32(pair)));
-}
+#include "kernels/weight/nibbles_avx2.h"
 
 /* From stored codes, 8 channels at a time. */
 OCT_INLINE void dot_stored(const strip *s, const int rows, const oct_act act)
@@ -143,8 +154,9 @@ OCT_INLINE void dot_stored(const strip *s, const int rows, const oct_act act)
                         dot[r] = madd(dot[r], w[p], of_row[4 * i + p]);
                     }
             }
+            const sizes by = sizes_of(s, g, o);
 #pragma GCC unroll 4
-            for (int r = 0; r < rows; r++) fold_group(s, r, g, o, act, dot[r]);
+            for (int r = 0; r < rows; r++) fold_group(s, r, g, o, act, by, dot[r]);
         }
     }
 }
@@ -171,9 +183,10 @@ OCT_INLINE void dot_panel(const strip *s, const int rows, const oct_act act)
                     dot[r][1] = madd(dot[r][1], w1, pair);
                 }
             }
+            const sizes by[2] = {sizes_of(s, g, 2 * h), sizes_of(s, g, 2 * h + 1)};
 #pragma GCC unroll 4
             for (int r = 0; r < rows; r++)
-                for (int v = 0; v < 2; v++) fold_group(s, r, g, 2 * h + v, act, dot[r][v]);
+                for (int v = 0; v < 2; v++) fold_group(s, r, g, 2 * h + v, act, by[v], dot[r][v]);
         }
     }
 }
@@ -251,19 +264,6 @@ static void fill_chain(const uint8_t *group, int groups, float *to)
         }
 }
 
-/* 16 inputs of a row in the order of pairs. */
-OCT_INLINE void lay_out(const int8_t *hi, const int8_t *lo, int32_t *to)
-{
-    const __m256i order = _mm256_setr_epi8(0, 1, 4, 5, 2, 3, 6, 7, 8, 9, 12, 13, 10, 11, 14, 15, 0,
-                                           1, 4, 5, 2, 3, 6, 7, 8, 9, 12, 13, 10, 11, 14, 15);
-    __m256i q = _mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i *)hi));
-    if (lo) {
-        const __m256i low = _mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i *)lo));
-        q = _mm256_add_epi16(_mm256_slli_epi16(q, 7), low);
-    }
-    _mm256_store_si256((__m256i *)to, _mm256_shuffle_epi8(q, order));
-}
-
 /* Make l->rows hold `groups` groups from `from` of a tile's rows. */
 static void rows_window(scratch *l, const oct_rows *x, const oct_tile *t, int from, int groups)
 {
@@ -279,10 +279,16 @@ static void rows_window(scratch *l, const oct_rows *x, const oct_tile *t, int fr
     }
 }
 
+OCT_INLINE bool by_bytes(const oct_act act)
+{
+    return CODE_BITS == 4 && (act == OCT_A8 || act == OCT_A8G32);
+}
+
 OCT_INLINE void rows_of(const strip *s, const int rows, const oct_act act, const float *chain,
                         int inputs)
 {
     if (act == OCT_A32) chain_rows(s, chain, inputs, rows);
+    else if (by_bytes(act)) dot_nibbles(s, rows, act);
     else if (s->panel) dot_panel(s, rows, act);
     else dot_stored(s, rows, act);
 }
@@ -300,7 +306,11 @@ OCT_INLINE void tile_rows(strip *s, int rows, const oct_act act, const float *ch
         s->acc += MR * OCT_BLOCK_N;
         s->x += MR * s->ldx;
         s->pairs += MR * s->pairs_ld;
-        if (HAS_MIN) s->side += MR * s->side_ld;
+        if (HAS_MIN || by_bytes(act)) s->side += MR * s->side_ld;
+        if (by_bytes(act)) {
+            s->hi += MR * s->kp;
+            oct_next_pass(&s->next, s->groups);
+        }
         if (act == OCT_A8G32) s->scale += MR * s->scale_ld;
     }
 }
@@ -317,8 +327,8 @@ OCT_INLINE void tile_groups(const oct_linear_args *a, const oct_tile *t, scratch
     s.group = block_at(a->w, t->block) + (size_t)g * GROUP_BYTES;
     s.x = x->x + row * x->ldx + (size_t)g * OCT_GROUP;
     s.ldx = x->ldx;
-    if (HAS_MIN) {
-        side_window(&l->side, x, t, g, BIAS);
+    if (HAS_MIN || by_bytes(act)) {
+        side_window(&l->side, x, t, g, HAS_ZERO ? 1 : BIAS);
         s.side = &l->side.value[g - l->side.from];
         s.side_ld = (size_t)l->side.groups;
     }
@@ -328,11 +338,20 @@ OCT_INLINE void tile_groups(const oct_linear_args *a, const oct_tile *t, scratch
         tile_rows(&s, t->rows, act, l->panel.chain, x->k - g * OCT_GROUP);
         return;
     }
+    s.scale_ld = (size_t)(x->kp / OCT_GROUP);
+    if (act == OCT_A8G32) s.scale = x->scale + row * s.scale_ld + (size_t)g;
+    if (by_bytes(act)) {
+        s.pairs = l->rows;
+        s.kp = (size_t)x->kp;
+        s.hi = x->hi + row * s.kp + (size_t)g * OCT_GROUP;
+        s.next = oct_next_of(s.group + (size_t)groups * GROUP_BYTES, groups, GROUP_BYTES,
+                             (t->rows + MR - 1) / MR);
+        tile_rows(&s, t->rows, act, NULL, 0);
+        return;
+    }
     rows_window(l, x, t, from, held);
     s.pairs = l->rows + (g - from) * PAIRS;
     s.pairs_ld = (size_t)held * PAIRS;
-    s.scale_ld = (size_t)(x->kp / OCT_GROUP);
-    if (act == OCT_A8G32) s.scale = x->scale + row * s.scale_ld + (size_t)g;
     if (t->rows > MR) {
         fill_pairs(s.group, groups, l->panel.pairs);
         s.panel = l->panel.pairs;
@@ -349,7 +368,8 @@ OCT_INLINE oct_kstatus linear(const oct_linear_args *a, size_t lo, size_t hi, vo
     l->row = l->side.row = -1;
     for (size_t i = lo; i < hi; i++) {
         const oct_tile t = oct_tile_at(a, i);
-        const int step = act == OCT_A32 ? CHAIN_GROUPS : t.rows > MR ? PANEL_GROUPS : SIDE_GROUPS;
+        const bool windows = t.rows > MR || by_bytes(act);
+        const int step = act == OCT_A32 ? CHAIN_GROUPS : windows ? PANEL_GROUPS : SIDE_GROUPS;
         memset(l->acc, 0, (size_t)t.rows * OCT_BLOCK_N * sizeof *l->acc);
         for (int g = 0; g < all; g += step)
             tile_groups(a, &t, l, g, all - g < step ? all - g : step, act);

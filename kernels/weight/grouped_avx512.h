@@ -1,20 +1,23 @@
 /* grouped_avx512.h: linears of the grouped formats with VNNI byte dots. A template like grouped.h.
  *
  * Lane = output channel, so nothing is ever summed across a register and k ascends by itself. One
- * micro-kernel, `dot_rows`, takes up to MR rows against 32 channels; it reads either stored codes
- * (few rows: the stream of weights is the bound) or a panel of bytes in the lane's scratch, into
- * which the nibbles of a column block are unpacked once per row tile. Integer sums are exact and
- * the float chain is one fma per group, so the path taken changes no bit. */
+ * micro-kernel, `dot_rows`, takes up to MR rows against 32 channels over a window of groups that
+ * stays in L1 while all rows pass; it reads either stored codes or, for many rows, a panel of bytes
+ * in the lane's scratch, into which nibbles are unpacked once per row tile. While a window is in
+ * work its successor is asked for (next.h). Integer sums are exact and the float chain is one fma
+ * per group, so the path taken changes no bit. */
+#include "kernels/weight/next.h"
 #include "kernels/weight/grouped.h"
 #include "kernels/weight/sides.h"
 #include "kernels/weight/tile_avx512.h"
 
 enum {
     MR = 6,  /* most rows of dot_rows */
-    MR2 = 4, /* of a8x2, which has twice the accumulators, and of a32 */
-    PANEL_GROUPS = 32, /* 1024 inputs: a panel of 32 KB */
+    MR2 = 4, /* of a8x2, which has twice the accumulators */
+    STORED_ROWS = CODE_BITS == 8 ? OCT_TILE_M : 24, /* most rows that read stored codes */
+    WINDOW_GROUPS = CODE_BITS == 8 ? 8 : 16,        /* some 9 KB, and 16 KB as a panel */
     PANEL_BYTES = OCT_BLOCK_N * OCT_GROUP,
-    CHAIN_GROUPS = 8, /* the same, in floats */
+    CHAIN_GROUPS = 8, /* a panel of 32 KB in floats */
     /* What is subtracted from the bytes of a panel. Zero points are folded into its bytes (u - z +
      * 128), so that all channels share one number. */
     BIAS = HAS_MIN ? 0 : HAS_ZERO ? 128 : ZERO_CODE
@@ -23,7 +26,7 @@ enum {
 typedef struct {
     _Alignas(64) float acc[OCT_TILE_M * OCT_BLOCK_N];
     union {
-        _Alignas(64) uint8_t bytes[PANEL_GROUPS * PANEL_BYTES];
+        _Alignas(64) uint8_t bytes[WINDOW_GROUPS * PANEL_BYTES];
         float chain[CHAIN_GROUPS * OCT_GROUP * OCT_BLOCK_N];
     } panel;
     sides side;
@@ -45,8 +48,7 @@ typedef struct {
     size_t side_ld;
     float *acc; /* [rows][32], in and out */
     int groups;
-    const uint8_t *ahead; /* what the next panel is made of: each group asks for a line */
-    const uint8_t *ahead_end;
+    oct_next next; /* a step is a group */
 } strip;
 
 OCT_INLINE __m512 widen16(const uint8_t *p, oct_dtype type)
@@ -116,8 +118,7 @@ OCT_INLINE void dot_rows(const strip *s, const int rows, const oct_act act, cons
         const uint8_t *codes = s->codes + (size_t)g * s->stride;
         const uint8_t *group = s->group + (size_t)g * GROUP_BYTES;
         const __m512i fold[2] = {zero_fold(group, 0), zero_fold(group, 1)};
-        if (CODE_BITS == 4 && !nibbles) /* from a panel */
-            _mm_prefetch((const char *)s->ahead + (size_t)g * LINE_BYTES, _MM_HINT_T1);
+        oct_next_ask(&s->next, g);
         __m512i dot[MR][2], high[MR][2]; /* a8x2 sums its high terms apart */
 #pragma GCC unroll 6
         for (int r = 0; r < rows; r++)
@@ -172,19 +173,20 @@ OCT_INLINE void dot_rows(const strip *s, const int rows, const oct_act act, cons
 OCT_INLINE void chain_rows(const strip *s, const float *panel, int inputs, const int rows)
 {
     __m512 acc[MR][2];
-#pragma GCC unroll 4
+#pragma GCC unroll 6
     for (int r = 0; r < rows; r++)
         for (int h = 0; h < 2; h++) acc[r][h] = _mm512_load_ps(s->acc + r * 32 + h * 16);
     for (int g = 0; g < s->groups; g++) {
         const uint8_t *group = s->group + (size_t)g * GROUP_BYTES;
         const int end = inputs - g * 32 < 32 ? inputs : g * 32 + 32;
+        oct_next_ask(&s->next, g);
         __m512 t[MR][2];
-#pragma GCC unroll 4
+#pragma GCC unroll 6
         for (int r = 0; r < rows; r++) t[r][0] = t[r][1] = _mm512_setzero_ps();
         for (int j = g * 32; j < end; j++) {
             const float *at = panel + j * OCT_BLOCK_N;
             const __m512 w0 = _mm512_load_ps(at), w1 = _mm512_load_ps(at + 16);
-#pragma GCC unroll 4
+#pragma GCC unroll 6
             for (int r = 0; r < rows; r++) {
                 const __m512 x = _mm512_set1_ps(s->x[(size_t)r * s->ldx + (size_t)j]);
                 t[r][0] = _mm512_fmadd_ps(x, w0, t[r][0]);
@@ -194,7 +196,7 @@ OCT_INLINE void chain_rows(const strip *s, const float *panel, int inputs, const
         for (int h = 0; h < 2; h++) {
             const __m512 scale = widen16(group + SCALES_AT + h * 32, s->scale_type);
             const __m512 min = HAS_MIN ? widen16(group + EXTRA_AT + h * 32, s->scale_type) : scale;
-#pragma GCC unroll 4
+#pragma GCC unroll 6
             for (int r = 0; r < rows; r++) {
                 acc[r][h] = _mm512_fmadd_ps(t[r][h], scale, acc[r][h]);
                 if (HAS_MIN) {
@@ -204,7 +206,7 @@ OCT_INLINE void chain_rows(const strip *s, const float *panel, int inputs, const
             }
         }
     }
-#pragma GCC unroll 4
+#pragma GCC unroll 6
     for (int r = 0; r < rows; r++)
         for (int h = 0; h < 2; h++) _mm512_store_ps(s->acc + r * 32 + h * 16, acc[r][h]);
 }
@@ -250,13 +252,20 @@ OCT_INLINE void rows_of(const strip *s, const int rows, const oct_act act, const
         dot_rows(s, rows, act, nibbles);
 }
 
-/* All rows of a tile, MR at a time; s describes the first and is left past the last. */
-OCT_INLINE void tile_rows(strip *s, int rows, const oct_act act, const bool nibbles,
-                          const float *chain, int inputs)
+/* All rows of a tile, in strips of at most MR that differ by one row at most; s describes the first
+ * and is left past the last. After the last window a strip goes straight to its outputs: their
+ * lines are waited for while the next strip computes. */
+OCT_INLINE void tile_rows(strip *s, const oct_linear_args *a, oct_tile t, bool last,
+                          const oct_act act, const bool nibbles, const float *chain, int inputs)
 {
-    const int most = act == OCT_A8 || act == OCT_A8G32 ? MR : MR2;
-    for (int n; rows > 0; rows -= n) {
-        n = rows < most ? rows : most;
+    int rows = t.rows;
+    const int most = act == OCT_A8X2 ? MR2 : MR;
+    int strips = (rows + most - 1) / most;
+    const uint8_t *next = s->group + (size_t)s->groups * GROUP_BYTES;
+    s->next = oct_next_of(next, s->groups, GROUP_BYTES, strips);
+    for (int n; rows > 0; rows -= n, strips--) {
+        n = (rows + strips - 1) / strips;
+        if (last) oct_tile_ask(a, &t, t.row + n, n); /* the next strip's */
         switch (n) {
         case 1: rows_of(s, 1, act, nibbles, chain, inputs); break;
         case 2: rows_of(s, 2, act, nibbles, chain, inputs); break;
@@ -265,15 +274,26 @@ OCT_INLINE void tile_rows(strip *s, int rows, const oct_act act, const bool nibb
         case 5: rows_of(s, most < 5 ? most : 5, act, nibbles, chain, inputs); break;
         default: rows_of(s, most, act, nibbles, chain, inputs); break;
         }
+        t.rows = n;
+        if (last) oct_tile_finish(a, &t, s->acc);
+        t.row += n;
         s->acc += n * OCT_BLOCK_N;
         s->x += (size_t)n * s->ldx;
         s->side += (size_t)n * s->side_ld;
-        s->ahead += s->ahead < s->ahead_end ? s->groups * LINE_BYTES : 0;
+        oct_next_pass(&s->next, s->groups);
         if (act == OCT_A32) continue;
         s->hi += (size_t)n * s->kp;
         if (act == OCT_A8X2) s->lo += (size_t)n * s->kp;
         if (act == OCT_A8G32) s->scale += (size_t)n * (s->kp / OCT_GROUP);
     }
+}
+
+/* How many groups to take at once of `all`: windows alike, so that none is too short to be worth
+ * it, and each inside one window of sides. */
+static int window_groups(int all, int most)
+{
+    const int span = all < SIDE_GROUPS ? all : SIDE_GROUPS, windows = (span + most - 1) / most;
+    return all <= SIDE_GROUPS ? (span + windows - 1) / windows : most;
 }
 
 /* Groups [g, g + groups) of a tile, added to l->acc. */
@@ -282,8 +302,9 @@ OCT_INLINE void tile_groups(const oct_linear_args *a, const oct_tile *t, scratch
 {
     const oct_rows *x = a->x;
     const size_t row = (size_t)t->row, at = row * (size_t)x->kp + (size_t)g * OCT_GROUP;
-    const bool stored = CODE_BITS == 8 || t->rows <= MR;
+    const bool stored = t->rows <= STORED_ROWS;
     const uint8_t *group = block_at(a->w, t->block) + (size_t)g * GROUP_BYTES;
+    const bool last = g + groups == group_count(x->k);
     side_window(&l->side, x, t, g, BIAS);
     strip s = {.group = group, .scale_type = a->w->scale_type, .groups = groups, .acc = l->acc};
     s.x = x->x + row * x->ldx + (size_t)g * OCT_GROUP;
@@ -293,21 +314,19 @@ OCT_INLINE void tile_groups(const oct_linear_args *a, const oct_tile *t, scratch
     s.side_ld = (size_t)l->side.groups;
     if (act == OCT_A32) {
         fill_chain(group, groups, l->panel.chain);
-        tile_rows(&s, t->rows, act, false, l->panel.chain, x->k - g * OCT_GROUP);
+        tile_rows(&s, a, *t, last, act, false, l->panel.chain, x->k - g * OCT_GROUP);
         return;
     }
     s.hi = x->hi + at;
     if (act == OCT_A8X2) s.lo = x->lo + at;
     if (act == OCT_A8G32) s.scale = x->scale + at / OCT_GROUP;
-    s.ahead = group + (size_t)groups * GROUP_BYTES;
-    s.ahead_end = s.ahead + (size_t)groups * GROUP_BYTES;
     s.codes = stored ? group : l->panel.bytes;
     s.stride = stored ? GROUP_BYTES : PANEL_BYTES;
     if (stored) {
-        tile_rows(&s, t->rows, act, CODE_BITS == 4, NULL, 0);
+        tile_rows(&s, a, *t, last, act, CODE_BITS == 4, NULL, 0);
     } else if (CODE_BITS == 4) {
         fill_bytes(group, groups, l->panel.bytes);
-        tile_rows(&s, t->rows, act, false, NULL, 0);
+        tile_rows(&s, a, *t, last, act, false, NULL, 0);
     }
 }
 
@@ -316,15 +335,14 @@ OCT_INLINE oct_kstatus linear(const oct_linear_args *a, size_t lo, size_t hi, vo
 {
     scratch *l = lane;
     const int all = group_count(a->w->k);
+    const int step = window_groups(all, act == OCT_A32 ? CHAIN_GROUPS : WINDOW_GROUPS);
     assert(a->x->act == act && a->x->k == a->w->k && (uintptr_t)lane % 64 == 0);
     l->side.row = -1;
     for (size_t i = lo; i < hi; i++) {
         const oct_tile t = oct_tile_at(a, i);
-        const int step = act == OCT_A32 ? CHAIN_GROUPS : t.rows > MR ? PANEL_GROUPS : SIDE_GROUPS;
         memset(l->acc, 0, (size_t)t.rows * OCT_BLOCK_N * sizeof *l->acc);
         for (int g = 0; g < all; g += step)
             tile_groups(a, &t, l, g, all - g < step ? all - g : step, act);
-        oct_tile_finish(a, &t, l->acc);
     }
     return OCT_K_OK;
 }

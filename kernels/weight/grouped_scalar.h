@@ -149,7 +149,7 @@ static void unpack_channel(const oct_unpack_args *a, const uint8_t *block, int c
     for (int g = 0; g < groups; g++) {
         const uint8_t *group = block + (size_t)g * GROUP_BYTES;
         const size_t at = i * (size_t)groups + (size_t)g;
-        if (a->scales) a->scales[at] = half_get(group + SCALES_AT + 2 * c);
+        if (a->scales) memcpy((char *)a->scales + 2 * at, group + SCALES_AT + 2 * c, 2);
         if (HAS_ZERO && a->zeros) a->zeros[at] = group[EXTRA_AT + c];
         if (HAS_MIN && a->mins) a->mins[at] = half_get(group + EXTRA_AT + 2 * c);
         if (!a->codes) continue;

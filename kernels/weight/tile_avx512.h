@@ -7,8 +7,19 @@
 #include "kernels/inline.h"
 #include "kernels/weight/tile.h"
 
-/* sums: [rows][OCT_BLOCK_N], 64-byte aligned. Channels past n are masked away. Row by row, since rows
- * of y are pages apart: both lines of one are written while its translation is at hand. */
+/* Asks for the lines of outputs that rows [row, row + rows) of a tile will write, as far as the
+ * input has such rows. */
+OCT_INLINE void oct_tile_ask(const oct_linear_args *a, const oct_tile *t, int row, int rows)
+{
+    for (int r = row; r < row + rows && r < a->x->m; r++) {
+        const char *y = (const char *)(a->y + (size_t)r * a->ldy + t->channel);
+        _mm_prefetch(y, _MM_HINT_T0);
+        _mm_prefetch(y + 64, _MM_HINT_T0);
+    }
+}
+
+/* sums: [rows][OCT_BLOCK_N], 64-byte aligned. Channels past n are masked away. Row by row, since
+ * rows of y are pages apart: both lines of one are written while its translation is at hand. */
 static inline void oct_tile_finish(const oct_linear_args *a, const oct_tile *t, const float *sums)
 {
     const bool row_scale = a->x->act == OCT_A8 || a->x->act == OCT_A8X2;

@@ -97,8 +97,9 @@ class Weights:
     def vector(self, values: npt.NDArray[np.float32]) -> int: ...
     def info(self, id: int) -> dict[str, Any]: ...
     def unpack(self, id: int) -> dict[str, npt.NDArray[Any]]:
-        """Logical arrays by name: codes [n, k] (uint8; int8 for w8g32), scales, mins (float16 or
-        uint16 bits of bfloat16), zeros; or values [n, k] (float32, float16, uint16 bits)."""
+        """Logical arrays by name: codes [n, k] (uint8; int8 for w8 and w8g32), scales, mins
+        (float16 or uint16 bits of bfloat16; w8: float32), zeros; or values [n, k] (float32,
+        float16, uint16 bits)."""
     def rows(self, id: int, ids: npt.NDArray[np.int32]) -> npt.NDArray[np.float32]: ...
     def linear(
         self,

@@ -71,6 +71,29 @@ def test_exact_buffers_are_accepted_and_one_byte_less_is_not(weights, source, n,
                 weights.matrix(fmt, n, k, **short, **kwargs)
 
 
+@pytest.mark.parametrize(("n", "k", "pad"), [(1, 32, 0), (3, 45, 5), (33, 1, 3)])
+def test_one_scale_a_row(weights, n, k, pad):
+    """w8: a float32 per row, whatever the group stride of the codes."""
+    codes, scales = (n - 1) * (k + pad) + k, (n - 1) * (4 + pad) + 4
+    kwargs = {"row_stride": k + pad, "group_stride": 32, "scale_row_stride": 4 + pad}
+    good = {"codes": bytes(codes), "scales": bytes(scales)}
+    id_ = weights.matrix("w8", n, k, **good, scale_type="f32", **kwargs)
+    info = weights.info(id_)
+    assert (info["format"], info["scale_type"], info["group"]) == ("w8", "f32", k)
+    got = weights.unpack(id_)
+    assert (got["codes"].shape, got["scales"].shape) == ((n, k), (n, 1))
+    assert (got["codes"].dtype, got["scales"].dtype) == (np.int8, np.float32)
+    for name in good:
+        with pytest.raises(ValueError, match=f"matrix: {name}: .*past the end"):
+            short = {**good, name: good[name][:-1]}
+            weights.matrix("w8", n, k, **short, scale_type="f32", **kwargs)
+    with pytest.raises(ValueError, match="'w8' takes f32"):
+        weights.matrix("w8", n, k, **good, scale_type="f16", **kwargs)
+    with pytest.raises(ValueError, match="'w8g32' takes f16 or bf16"):
+        weights.matrix("w8g32", n, 32, bytes(64 * n), scales=bytes(64 * n), scale_type="f32",
+                       row_stride=32, group_stride=32, scale_row_stride=4)  # fmt: skip
+
+
 def test_row_map_decides_the_extent(weights):
     w = f32(6, 4)
     args = {"source": "values", "values_type": "f32", "row_stride": 16}

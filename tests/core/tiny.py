@@ -37,6 +37,13 @@ def matrix(weights: _core.Weights, fmt: str, values: np.ndarray) -> int:
         return weights.matrix(
             fmt, n, k, values, source="values", values_type="f32", row_stride=4 * k
         )
+    if fmt == "w8":
+        rows = (np.abs(values).max(-1, keepdims=True) / 127).astype(np.float32)
+        codes = np.rint(values / rows).clip(-127, 127).astype(np.int8)
+        return weights.matrix(
+            fmt, n, k, codes, row_stride=k, group_stride=32, scales=rows, scale_type="f32",
+            scale_row_stride=4,
+        )  # fmt: skip
     groups = values.reshape(n, k // 32, 32)
     lo, hi = groups.min(-1, keepdims=True), groups.max(-1, keepdims=True)
     if fmt == "w8g32":

@@ -242,7 +242,7 @@ def test_float_matrices_are_held_exactly(dtype):
 
 @pytest.mark.core
 @pytest.mark.parametrize("act", ["a32", "a8x2", "a8g32", "a8"])
-@pytest.mark.parametrize("weights", ["w8g32", "q4g32", "q4g32z", "q4g32m"])
+@pytest.mark.parametrize("weights", ["w8", "w8g32", "q4g32", "q4g32z", "q4g32m"])
 def test_grouped_matrices(weights, act):
     w, x = rows(1, 1, 70, 96)[0, 0], rows(1, 1, 9, 96, 1)[0, 0]
     linear = octavo.Linear(w, weights=weights, act=act, threads=1)

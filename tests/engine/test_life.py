@@ -181,7 +181,9 @@ def test_the_load_report_says_how_tensors_are_held(tmp_path, quant):
         assert row.kind in repr(llm.report)
 
 
-@pytest.mark.parametrize("weights", ["f32", "bf16", "f16", "w8g32", "q4g32", "q4g32z", "q4g32m"])
+@pytest.mark.parametrize(
+    "weights", ["f32", "bf16", "f16", "w8", "w8g32", "q4g32", "q4g32z", "q4g32m"]
+)
 def test_requantized_weights_are_near(tmp_path, ids, weights):
     path = fixtures.write_gguf(tmp_path / "m.gguf", fixtures.WIDE)
     with octavo.LLM(path, act="a32", progress=False) as llm:
@@ -192,9 +194,8 @@ def test_requantized_weights_are_near(tmp_path, ids, weights):
         assert kinds["layers.*.mlp.up"] == weights
         assert kinds["embed"] == (weights if weights[0] in "fb" else "f32")
         error = np.sqrt(np.mean((got - want) ** 2) / np.mean(want**2))
-        low, high = {"f32": (-1, 0), "f16": (0, 0.01), "bf16": (0, 0.05), "w8g32": (0, 0.06)}.get(
-            weights, (0.06, 0.5)
-        )
+        low, high = {"f32": (-1, 0), "f16": (0, 0.01), "bf16": (0, 0.05), "w8": (0, 0.06),
+                     "w8g32": (0, 0.06)}.get(weights, (0.06, 0.5))  # fmt: skip
         assert low < error <= high, error
 
 

@@ -80,7 +80,7 @@ def test_fast_columns_equal_scalar(name, act, isa, n):
         rng = np.random.default_rng(n + k)
         w = calls.random_matrix(name, n, k, rng, 1 + k % 2)
         bias = rng.standard_normal(n).astype(np.float32)
-        for m in (1, 2, 3, 4, 5, 6, 7, 9, 13, 128, 131) if k <= 64 else (1, 4, 6, 13):
+        for m in (1, 2, 3, 4, 5, 6, 7, 9, 13, 24, 25, 128, 131) if k <= 64 else (1, 4, 6, 13):
             x = inputs(m, k, rng)
             rows = calls.oracle_rows(x, act)
             start = rng.standard_normal((m, n)).astype(np.float32)
@@ -151,9 +151,9 @@ def test_extreme_codes_and_inputs(name, act, isa):
     n, k, m = 34, 96, 6
     rng = np.random.default_rng(24)
     w = calls.random_matrix(name, n, k, rng)
-    codes = np.where(rng.random((n, k)) < 0.5, 0x80, 0x7F) if name == "w8g32" else None
-    codes = np.full((n, k), 15) if codes is None else codes
-    codes[3] = 0x80 if name == "w8g32" else 0
+    wide = calls.TRAITS[name]["code_bits"] == 8
+    codes = np.where(rng.random((n, k)) < 0.5, 0x80, 0x7F) if wide else np.full((n, k), 15)
+    codes[3] = 0x80 if wide else 0
     w.codes = codes.astype(np.uint8)
     if w.zeros is not None:
         w.zeros[::2] = 0
@@ -168,3 +168,22 @@ def test_extreme_codes_and_inputs(name, act, isa):
 
 def w_parts(w):
     return w.codes, w.scales, w.zeros, w.mins
+
+
+@pytest.mark.parametrize(("act", "isa"), [c[1:] for c in COLUMNS if c[0] == "w8"])
+def test_sums_over_all_of_k_are_exact(act, isa):
+    """Integers far above 2^24 are rounded once; in a8x2 they leave 32 bits."""
+    n, k, m = 34, 8224, 3
+    rng = np.random.default_rng(25)
+    w = calls.random_matrix("w8", n, k, rng)
+    w.codes[::2] = 0x7F
+    w.codes[1::2] = 0x80
+    w.codes[:, ::97] = 3
+    w.scales[:] = 1
+    w.data = calls.pack("w8", "scalar", n, k, calls.plain_source(*w_parts(w)))
+    x = rng.uniform(0.9, 1, (m, k)).astype(np.float32)
+    x[2] *= -1
+    if act == "a8x2":
+        assert abs(oracle.quantize(x, act)[0].astype(np.int64).sum() * 127) > 2**33
+    got = run(w, isa, calls.oracle_rows(x, act), np.zeros((m, n), np.float32))
+    equal(got, chain(w, x, act))

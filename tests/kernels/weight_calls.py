@@ -12,8 +12,8 @@ ACTS = ("a32", "a8", "a8g32", "a8x2")
 KINDS = {"bytes": 0, "halves": 1, "pairs": 2, "values": 3}
 TYPES = {"f32": 0, "f16": 1, "bf16": 2}
 TRAITS = {t["name"]: t for t in _probe.weight_formats()}
-GROUPED = [name for name, t in TRAITS.items() if t["group"]]
-FLOATS = [name for name, t in TRAITS.items() if not t["group"]]
+GROUPED = [name for name, t in TRAITS.items() if t["code_bits"]]  # w8: one group of all inputs
+FLOATS = [name for name, t in TRAITS.items() if not t["code_bits"]]
 ISAS = ("scalar", "avx2", "avx512")
 GUARD = 192
 FILL = 0xA5
@@ -80,7 +80,10 @@ class Matrix:
     def logical(self):
         """codes, scales, zeros, mins as the oracle's linears take them."""
         mins = None if self.mins is None else oracle.widen(self.mins, self.scale_type)
-        return self.codes, oracle.widen(self.scales, self.scale_type), self.zeros, mins
+        scales = self.scales
+        if self.name != "w8":
+            scales = oracle.widen(scales, self.scale_type)
+        return self.codes, scales, self.zeros, mins
 
 
 def blocks(n):
@@ -120,8 +123,8 @@ def plain_source(codes, scales, zeros=None, mins=None):
         "group_stride": 32,
         "scales": scales,
         "mins": mins,
-        "scale_row_stride": 2 * scales.shape[1],
-        "scale_group_stride": 2,
+        "scale_row_stride": scales.itemsize * scales.shape[1],
+        "scale_group_stride": scales.itemsize,
         "zeros": zeros,
         "zero_row_stride": scales.shape[1],
     }
@@ -139,14 +142,14 @@ def random_matrix(name, n, k, rng, scale_type=1, isa="scalar"):
         source = {"kind": "values", "values_type": name, "codes": values}
         source["row_stride"] = values.strides[0]
         return Matrix(name, pack(name, isa, n, k, source), n, k, values=values)
-    top = 256 if name == "w8g32" else 16
-    codes = rng.integers(0, top, (n, k), dtype=np.uint8)
-    codes[::5] = 0x80 if name == "w8g32" else 15
-    codes[1::7] = 0x7F if name == "w8g32" else 0
-    shape = (n, oracle.groups(k))
+    wide = TRAITS[name]["code_bits"] == 8
+    codes = rng.integers(0, 256 if wide else 16, (n, k), dtype=np.uint8)
+    codes[::5] = 0x80 if wide else 15
+    codes[1::7] = 0x7F if wide else 0
+    shape = (n, oracle.scales_in(name, k))
     scales = rng.standard_normal(shape) * 2.0 ** rng.integers(-8, 3, shape)
     scales[rng.random(shape) < 0.1] = 0
-    scales = half_bits(scales, scale_type)
+    scales = scales.astype(np.float32) if name == "w8" else half_bits(scales, scale_type)
     zeros = rng.integers(0, 16, shape, dtype=np.uint8) if name == "q4g32z" else None
     mins = half_bits(rng.standard_normal(shape), scale_type) if name == "q4g32m" else None
     data = pack(name, isa, n, k, plain_source(codes, scales, zeros, mins), scale_type)
@@ -202,12 +205,12 @@ def linear(matrix, isa, rows, y, bias=None, add=False, span=None):
 
 def unpack(matrix, isa, span=None):
     """codes, scales, zeros, mins, values; None where the format has none."""
-    t, shape = TRAITS[matrix.name], (matrix.n, oracle.groups(matrix.k))
+    t, shape = TRAITS[matrix.name], (matrix.n, oracle.scales_in(matrix.name, matrix.k))
     full = (matrix.n, matrix.k)
-    grouped = t["group"] > 0
+    grouped = t["code_bits"] > 0
     out = [
         Guarded(full, np.uint8) if grouped else None,
-        Guarded(shape, np.uint16) if grouped else None,
+        Guarded(shape, np.float32 if matrix.name == "w8" else np.uint16) if grouped else None,
         Guarded(shape, np.uint8) if t["has_zero"] else None,
         Guarded(shape, np.uint16) if t["has_min"] else None,
         None if grouped else Guarded(full, oracle.ELEMENT[matrix.name]),

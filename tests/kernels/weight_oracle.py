@@ -32,6 +32,11 @@ def groups(k):
     return -(-k // 32)
 
 
+def scales_in(name, k):
+    """How many scales a row has."""
+    return 1 if name == "w8" else groups(k)
+
+
 def widen(bits, scale_type):
     """Raw 16-bit scales or minima to float32."""
     return bits.view(SCALE_TYPES[scale_type]).astype(F32)
@@ -61,7 +66,7 @@ def quantize(x, act):
 def integers(name, codes, zeros):
     """The integers that multiply the scale, int64 [n][k]; codes as `unpack` gives them."""
     k = codes.shape[1]
-    if name == "w8g32":
+    if name in ("w8", "w8g32"):
         return codes.view(np.int8).astype(np.int64)
     u = codes.astype(np.int64)
     if name == "q4g32":
@@ -75,7 +80,7 @@ def dequantize(name, codes, scales, zeros=None, mins=None):
     """Float32 [n][k], each element rounded once. scales and mins are float32."""
     k = codes.shape[1]
     v = integers(name, codes, zeros).astype(F32)
-    s = np.repeat(scales, 32, axis=1)[:, :k]
+    s = scales if name == "w8" else np.repeat(scales, 32, axis=1)[:, :k]
     return fma(v, s, np.repeat(mins, 32, axis=1)[:, :k]) if name == "q4g32m" else v * s
 
 
@@ -106,8 +111,29 @@ def linear_grouped_a32(x, name, codes, scales, zeros=None, mins=None):
     return acc
 
 
+def linear_channels(x, act, codes, scales):
+    """w8: one float32 scale a row, [n][1], and integer sums over all of k."""
+    v, s = integers("w8", codes, None), scales[None, :, 0]
+    if act == "a32":
+        return linear_float(x, v) * s
+    q, sx, _, _ = quantize(x, act)
+    wide = np.zeros((codes.shape[0], q.shape[1]), np.int64)
+    wide[:, : codes.shape[1]] = v
+    with np.errstate(invalid="ignore"):
+        if act != "a8g32":
+            return ((q.astype(np.int64) @ wide.T).astype(F32) * s) * sx[:, None]
+        acc = np.zeros((x.shape[0], codes.shape[0]), F32)
+        for g in range(sx.shape[1]):
+            part = slice(g * 32, g * 32 + 32)
+            dot = (q[:, part].astype(np.int64) @ wide[:, part].T).astype(F32)
+            acc = fma(dot, sx[:, g, None], acc)
+        return acc * s
+
+
 def linear_grouped(x, act, name, codes, scales, zeros=None, mins=None):
-    """Every grouped format and every form; scales and mins float32 [n][k/32]."""
+    """Every format with codes and every form; scales and mins float32 [n][k/32]."""
+    if name == "w8":
+        return linear_channels(x, act, codes, scales)
     if act == "a32":
         return linear_grouped_a32(x, name, codes, scales, zeros, mins)
     q, sx, total, _ = quantize(x, act)
@@ -129,7 +155,7 @@ def linear_grouped(x, act, name, codes, scales, zeros=None, mins=None):
 
 
 def packed(name, codes, scales, zeros=None, mins=None):
-    """The bytes of a packed grouped matrix by whole-array moves. scales, mins: raw bits."""
+    """The bytes of a packed matrix of codes by whole-array moves. scales (w8: f32), mins: raw."""
     n, k = codes.shape
     nb, ng = -(-n // 32), groups(k)
     u = np.zeros((nb * 32, ng * 32), np.uint8)
@@ -137,6 +163,11 @@ def packed(name, codes, scales, zeros=None, mins=None):
     if name == "q4g32z":
         u[:n] = np.repeat(zeros, 32, axis=1)
     u[:n, :k] = codes
+    if name == "w8":
+        whole = np.zeros((nb, 32), F32)
+        whole.reshape(-1)[:n] = scales[:, 0]
+        lines = (u ^ 0x80).reshape(nb, 32, ng * 8, 4).transpose(0, 2, 1, 3).reshape(nb, -1)
+        return np.concatenate([whole.view(np.uint8), lines], axis=1).reshape(-1)
     if name == "w8g32":
         u ^= 0x80
         lines = u.reshape(nb, 2, 16, ng, 8, 4).transpose(0, 3, 1, 4, 2, 5)

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 import octavo
 from octavo.quant import rtn
 
-GRIDS = [("w8g32", None), ("q4g32", None), ("q4g32", 7), ("q4g32", "ggml"), ("q4g32z", None),
-         ("q4g32m", None)]  # fmt: skip
+GRIDS = [("w8", None), ("w8g32", None), ("q4g32", None), ("q4g32", 7), ("q4g32", "ggml"),
+         ("q4g32z", None), ("q4g32m", None)]  # fmt: skip
 
 
 def matrix(n=5, k=96, seed=0, scale=1.0):
@@ -22,7 +22,7 @@ def test_codes_are_the_nearest_for_the_stored_scale(fmt, grid):
     """No other code of the grid would come closer: checked by trying them all."""
     w = matrix()
     q = rtn.quantize(w, fmt, grid)
-    legal = range(-127, 128) if fmt == "w8g32" else range(1 if grid == 7 else 0, 16)
+    legal = range(-127, 128) if fmt in ("w8", "w8g32") else range(1 if grid == 7 else 0, 16)
     error = np.abs(q.values() - w)
     for code in legal:
         other = rtn.Quantized(fmt, np.full_like(q.codes, code), q.scales, q.zeros, q.mins,
@@ -30,11 +30,13 @@ def test_codes_are_the_nearest_for_the_stored_scale(fmt, grid):
         assert (error <= np.abs(other.values() - w) + 1e-6).all(), code
 
 
-@pytest.mark.parametrize(("fmt", "steps"), [("w8g32", 127), ("q4g32m", 15), ("q4g32z", 15)])
+@pytest.mark.parametrize(
+    ("fmt", "steps"), [("w8", 127), ("w8g32", 127), ("q4g32m", 15), ("q4g32z", 15)]
+)
 def test_error_is_half_a_step(fmt, steps):
     w = matrix(seed=1)
     q = rtn.quantize(w, fmt)
-    step = np.repeat(q.scales.astype(np.float32), 32, axis=1)
+    step = np.repeat(q.scales.astype(np.float32), 96 // q.scales.shape[1], axis=1)
     slack = 1.0 if fmt == "q4g32z" else 0.5  # a rounded zero point may clip half a step more
     assert (np.abs(q.values() - w) <= step * slack * 1.01 + 1e-6).all()
     assert (step.reshape(5, 3, 32)[..., 0] > 0).all() and steps
@@ -72,8 +74,21 @@ def test_scales_leave_f16_only_where_they_must():
 def test_refusals(bad, text):
     with pytest.raises(ValueError, match=text):
         rtn.quantize(bad, "q4g32")
-    with pytest.raises(ValueError, match="legal: w8g32"):
+    with pytest.raises(ValueError, match="legal: w8, w8g32"):
         rtn.quantize(matrix(), "q3g32")
+
+
+def test_one_scale_a_row_takes_any_length():
+    w = matrix(5, 45)
+    w[2] = 0
+    q = rtn.quantize(w, "w8")
+    np.testing.assert_array_equal(q.scales[:, 0], np.abs(w).max(axis=1) / np.float32(127))
+    linear = octavo.Linear(w, weights="w8", act="a8", threads=1)
+    held = linear.unpack()
+    assert held["codes"].dtype == np.int8 and held["scales"].dtype == np.float32
+    np.testing.assert_array_equal(held["codes"], q.codes)
+    np.testing.assert_array_equal(held["scales"], q.scales)
+    np.testing.assert_array_equal(linear.dequantize(), q.values())
 
 
 @settings(max_examples=25, deadline=None)

@@ -25,6 +25,7 @@ def test_names_and_defaults():
         (lambda: WeightScheme("q4g33"), ValueError, "nearest: 'q4g32'"),
         (lambda: WeightScheme("w4a8-g64"), UnsupportedError, "not built"),
         (lambda: WeightScheme("fp8"), UnsupportedError, "w8g32"),
+        (lambda: WeightScheme("w8a8"), UnsupportedError, "'w8'"),
         (lambda: WeightScheme("q4g32", method="gptq"), ValueError, "rtn"),
         (lambda: WeightScheme("q4g32m", grid=7), ValueError, "grid"),
         (lambda: WeightScheme("q4g32", ignore="embed"), TypeError, "ignore"),

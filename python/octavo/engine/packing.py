@@ -202,7 +202,7 @@ def add_values(
 def add_quantized(core: Any, q: rtn.Quantized) -> int:
     """Pack codes and scales that a method chose."""
     n, k = q.codes.shape
-    groups = k // rtn.GROUP
+    groups, scale = q.scales.shape[1], q.scales.dtype.itemsize
     extra: dict[str, Any] = {}
     if q.mins is not None:
         extra["mins"] = _bytes(q.mins)
@@ -211,7 +211,7 @@ def add_quantized(core: Any, q: rtn.Quantized) -> int:
     return core.matrix(
         q.format, n, k, _bytes(q.codes), source="bytes", row_stride=k, group_stride=32,
         scales=_bytes(q.scales), scale_type=q.scale_type,
-        scale_row_stride=2 * groups, scale_group_stride=2, **extra,
+        scale_row_stride=scale * groups, scale_group_stride=scale if groups > 1 else 0, **extra,
     )  # fmt: skip
 
 

@@ -25,12 +25,13 @@ class Quantized:
     ----------
     format : str
         Weight format whose value rule holds (formats.md B2).
-    codes : numpy.ndarray of uint8 (``w8g32``: int8), shape (n, k)
-    scales : numpy.ndarray of float16 or bfloat16, shape (n, k / 32)
+    codes : numpy.ndarray of uint8 (``w8``, ``w8g32``: int8), shape (n, k)
+    scales : numpy.ndarray of float16 or bfloat16, shape (n, k / 32); ``w8``: float32, (n, 1)
     zeros : numpy.ndarray of uint8, shape (n, k / 32), optional
     mins : numpy.ndarray of the type of `scales`, shape (n, k / 32), optional
     scale_type : str
-        ``"f16"``, or ``"bf16"`` for a matrix with a group that f16 cannot scale.
+        ``"f16"``, or ``"bf16"`` for a matrix with a group that f16 cannot scale; ``w8``:
+        ``"f32"``.
     """
 
     format: str
@@ -42,26 +43,27 @@ class Quantized:
 
     def values(self) -> npt.NDArray[np.float32]:
         """Return the values that the codes stand for, float32 (n, k)."""
-        codes = self.codes.reshape(*self.scales.shape, GROUP).astype(np.float32)
+        codes = self.codes.reshape(*self.scales.shape, -1).astype(np.float32)
         scale = self.scales.astype(np.float32)[..., None]
         if self.mins is not None:
             out = codes * scale + self.mins.astype(np.float32)[..., None]
         elif self.zeros is not None:
             out = (codes - self.zeros.astype(np.float32)[..., None]) * scale
         else:
-            out = (codes - (0.0 if self.format == "w8g32" else 8.0)) * scale
+            out = (codes - (8.0 if self.format == "q4g32" else 0.0)) * scale
         return out.reshape(self.codes.shape)
 
 
 def quantize(w: npt.NDArray[np.float32], format: str, grid: int | str | None = None) -> Quantized:
-    """Round a matrix to the nearest codes of a grouped format.
+    """Round a matrix to the nearest codes of a format that has scales.
 
     Parameters
     ----------
     w : numpy.ndarray of float32, shape (n, k)
     format : str
-        ``"w8g32"``: s = amax / 127. ``"q4g32"``: s = amax / 7.5, all 16 codes; ``grid=7``:
-        s = amax / 7, codes -7..7; ``grid="ggml"``: d = signed amax / -8. ``"q4g32z"``:
+        ``"w8"``, ``"w8g32"``: s = amax / 127, of a row or of a group. ``"q4g32"``:
+        s = amax / 7.5, all 16 codes; ``grid=7``: s = amax / 7, codes -7..7; ``grid="ggml"``:
+        d = signed amax / -8. ``"q4g32z"``:
         s = (max - min) / 15 with 0 inside, z = rne(-min / s). ``"q4g32m"``: s = (max - min) / 15,
         m = min.
 
@@ -83,9 +85,10 @@ def quantize(w: npt.NDArray[np.float32], format: str, grid: int | str | None = N
     if format not in _RULES:
         raise ValueError(f"rtn: format {format!r:.40}; legal: {', '.join(_RULES)}")
     n, k = w.shape
-    if k % GROUP:
+    width = k if format == "w8" else GROUP
+    if k % width:
         raise ValueError(f"rtn: w has rows of {k}; legal: a multiple of {GROUP} for {format!r}")
-    groups = np.ascontiguousarray(w, np.float32).reshape(n, -1, GROUP)
+    groups = np.ascontiguousarray(w, np.float32).reshape(n, -1, width)
     codes, scales, zeros, mins, kind = _RULES[format](groups, grid)
     return Quantized(format, codes.reshape(n, k), scales, zeros, mins, kind)
 
@@ -110,7 +113,12 @@ def _amax(groups):
     return np.where(amax < _TINY, np.float32(0), amax)
 
 
-def _w8(groups, _grid):
+def _w8(rows, _grid):
+    scale = (_amax(rows) / np.float32(127)).astype(np.float32)
+    return _codes(rows, scale, 0, -127, 127, np.int8), scale, None, None, "f32"
+
+
+def _w8g(groups, _grid):
     (scale,), kind = _stored(_amax(groups) / np.float32(127))
     return _codes(groups, scale, 0, -127, 127, np.int8), scale, None, None, kind
 
@@ -151,4 +159,4 @@ def _q4m(groups, _grid):
     return _codes(shifted, scale, 0, 0, 15, np.uint8), scale, None, low, kind
 
 
-_RULES = {"w8g32": _w8, "q4g32": _q4, "q4g32z": _q4z, "q4g32m": _q4m}
+_RULES = {"w8": _w8, "w8g32": _w8g, "q4g32": _q4, "q4g32z": _q4z, "q4g32m": _q4m}

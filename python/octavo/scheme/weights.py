@@ -1,7 +1,7 @@
 """Weight schemes: in which format matrices are held, and how activations are read.
 
 ``"checkpoint"`` holds every tensor as the file stores it (types without kernels are decoded to
-f32). Any other name is a weight format: float ones are cast, grouped ones re-quantized.
+f32). Any other name is a weight format: float ones are cast, those with scales re-quantized.
 """
 
 from dataclasses import dataclass
@@ -22,9 +22,9 @@ _ALIASES = {
     "q8_0": "w8g32", "q4_0": "q4g32", "q4_1": "q4g32m",
 }  # fmt: skip
 _PLANNED = {
-    "w8a8": "w8g32", "w4a16": "q4g32", "w4a16-g128": "q4g32", "w4a8": "q4g32", "w4a8-g32": "q4g32",
+    "w8a8": "w8", "w4a16": "q4g32", "w4a16-g128": "q4g32", "w4a8": "q4g32", "w4a8-g32": "q4g32",
     "w4a8-g64": "q4g32", "w4a8-g128": "q4g32", "w4a8-lqq": "q4g32", "fp8": "w8g32",
-    "fp8_dynamic": "w8g32", "fp8-block": "w8g32", "nvfp4": "q4g32", "mxfp4": "q4g32", "w8": "w8g32",
+    "fp8_dynamic": "w8g32", "fp8-block": "w8g32", "nvfp4": "q4g32", "mxfp4": "q4g32",
     "q4g64": "q4g32", "q4g128": "q4g32",
 }  # fmt: skip
 
@@ -96,7 +96,7 @@ class WeightScheme:
 
 
 def is_grouped(name: str) -> bool:
-    """Tell whether a weight format has groups with scales (it takes 8-bit activations)."""
+    """Tell whether a weight format has codes and scales (it takes 8-bit activations)."""
     return "a8" in tables().acts.get(name, ())
 
 
