@@ -39,7 +39,8 @@ def replay(llm: Any, args: Any, alone: bool) -> dict[str, float]:
     jobs = trace(args, llm.spec.vocab)
     took = run(llm, jobs, alone=alone)
     out = {"tokens_s": sum(len(j.tokens) for j in jobs) / took, "seconds": took}
-    for name, values in (("first_ms", [j.first for j in jobs]), ("each_ms", [j.each for j in jobs])):
+    waits = {"first_ms": [j.first for j in jobs], "each_ms": [j.each for j in jobs]}
+    for name, values in waits.items():
         for which, at in (("median", 50), ("p95", 95)):
             out[f"{name}_{which}"] = 1e3 * float(np.percentile(values, at))
     return out

@@ -1,6 +1,6 @@
-"""Attention over pages: KV scheme by depth by heads by threads, decode and prefill, beside the roofs.
+"""Attention over pages: KV scheme by depth by heads by threads, decode and prefill.
 
-    python benchmarks/attention.py [--kv bf16 int8] [--context 4096] [--shape 32x8x128] [--threads 1 2]
+    python benchmarks/attention.py [--kv bf16 int8] [--context 4096] [--threads 1 2]
     python benchmarks/attention.py --prefill 4096 --shape 9x3x64 32x8x128
 
 Decode is one layer, queries after the last token, sequences in turn until they exceed twice the
@@ -69,9 +69,9 @@ def decode_call(sequences: list[Any], q: Any) -> Callable[[], Any]:
     return lambda: next(turn).attend(q)
 
 
-def decode(shape: list[int], context: int, args: Any, about: dict) -> list[dict[str, Any]]:
+def decode(shape: list[int], context: int, args: Any) -> list[dict[str, Any]]:
     """Return a row per scheme, thread count and number of query rows; all interleaved."""
-    heads, kv_heads, d = shape
+    heads, _, d = shape
     cases: dict[Any, Callable[[], Any]] = {}
     held, stored = [], {}
     for threads in args.threads:
@@ -108,7 +108,7 @@ def prompt_time(cache: Any, k: Any, q: Any | None, chunk: int) -> float:
     return took
 
 
-def prefill(shape: list[int], tokens: int, args: Any, about: dict) -> list[dict[str, Any]]:
+def prefill(shape: list[int], tokens: int, args: Any) -> list[dict[str, Any]]:
     """Return a row per scheme and thread count for a causal prompt."""
     heads, kv_heads, d = shape
     k, q = normal(tokens, kv_heads, d), normal(tokens, heads, d)
@@ -156,10 +156,11 @@ def finished(row: dict[str, Any], at: list[dict[str, float]]) -> dict[str, Any]:
     row["percent_stream"] = percent(row["gbs"]["samples"], at, "stream_gbs")
     row["percent_peak"] = percent(row["gops"]["samples"], at, row["peak"])
     row["roofs"] = roof_row(at)
-    print(f"{row['kind']:<7} {row['kv']:<18} {row['heads']}x{row['kv_heads']}x{row['head_dim']} "
-          f"context {row['context']:<6} m{row['m']:<4} {row['threads']} threads: "
-          f"{row['gbs']['median']:6.1f} GB/s {row['percent_stream']:5.1f} % of stream, "
-          f"{row['gops']['median']:7.1f} Gop/s {row['percent_peak']:5.1f} % of {row['peak'][:-5]}")  # fmt: skip
+    shape = f"{row['heads']}x{row['kv_heads']}x{row['head_dim']}"
+    print(f"{row['kind']:<7} {row['kv']:<18} {shape} context {row['context']:<6} m{row['m']:<4} "
+          f"{row['threads']} threads: {row['gbs']['median']:6.1f} GB/s "
+          f"{row['percent_stream']:5.1f} % of stream, {row['gops']['median']:7.1f} Gop/s "
+          f"{row['percent_peak']:5.1f} % of {row['peak'][:-5]}")  # fmt: skip
     return row
 
 
@@ -179,7 +180,7 @@ def main(argv: list[str] | None = None) -> None:
     args.rotate = min(2 * about["llc_bytes"] + (1 << 20), args.most_mib << 20)
     measure, sizes = (prefill, args.prefill) if args.prefill else (decode, args.context)
     for shape, size in itertools.product(args.shape, sizes):
-        rows = measure([int(n) for n in shape.split("x")], size, args, about)
+        rows = measure([int(n) for n in shape.split("x")], size, args)
         write("attention", rows, about, args.results)
 
 

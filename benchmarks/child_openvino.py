@@ -1,8 +1,8 @@
 """One round of OpenVINO GenAI for `peers.py`, in a process and an environment of its own.
 
-Needs that environment's `openvino`, `openvino_genai` and `numpy` only. It keeps a cache of prefixes,
-which would answer a repeated prompt, so every call gets a new random one. Decode is the mean time
-between tokens after the first.
+Needs that environment's `openvino`, `openvino_genai` and `numpy` only. It keeps a cache of
+prefixes, which would answer a repeated prompt, so every call gets a new random one. Decode is the
+mean time between tokens after the first.
 """
 
 import json

@@ -1,5 +1,5 @@
-"""What every benchmark shares: the machine's description, interleaved rounds beside their roofs, and
-the results file.
+"""What every benchmark shares: the machine's description, interleaved rounds beside their roofs,
+and the results file.
 
 A row says what was measured, on what, with which column of kernels and which commit. Absolute
 figures swing with the neighbours of a virtual machine, so every round measures its roofs first and

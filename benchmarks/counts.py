@@ -16,7 +16,7 @@ KV_BITS = {"f16": 16, "bf16": 16, "q8_0": 8.5, "q8_KV": 8, "q4_0": 4.5}
 
 
 def read_per_step(llm: Any) -> int:
-    """Return the bytes of weights that one step reads: all but an embedding that is not the head."""
+    """Return the bytes of weights that one step reads: no embedding that is not the head."""
     rows = llm.report.rows
     return sum(r.nbytes for r in rows if llm.spec.tied or r.kind != "embed")
 
@@ -34,7 +34,7 @@ def kv_bytes(sequence: Any) -> int:
 
 
 def gguf_facts(path: Path | str) -> dict[str, Any]:
-    """Return form (the type of most bytes), name, bytes a step reads, and elements of KV a token."""
+    """Return form (type of most bytes), name, bytes a step reads, elements of KV a token."""
     from gguf import GGUFReader
 
     reader = GGUFReader(str(path))

@@ -1,4 +1,4 @@
-"""One matrix product: weight format by activation form by rows by shape by column, beside the roofs.
+"""One matrix product: weight format by activation form by rows by shape by column.
 
     python benchmarks/linear.py [--weights q4g32 bf16] [--rows 1 128] [--isa avx512 avx2]
 
@@ -94,9 +94,9 @@ def measure(scheme: str, shape: tuple[int, int], isa: str, threads: int, args: A
         row = {"weights": scheme, "act": act, "m": m, "n": n, "k": k, "isa": actual}
         row |= {"threads": threads, "stored_bytes": stored, "rotation_bytes": stored * len(layers)}
         row |= row_of(times, at, stored, 2 * m * n * k, peak)
-        print(f"{actual:<7} {scheme:<7} {act:<6} {n}x{k} m{m:<4} "
-              f"{row['gbs']['median']:7.1f} GB/s {row['percent_stream']:5.1f} % of stream, "
-              f"{row['gops']['median']:8.1f} Gop/s {row['percent_peak']:5.1f} % of peak")  # fmt: skip
+        print(f"{actual:<7} {scheme:<7} {act:<6} {n}x{k} m{m:<4} {row['gbs']['median']:7.1f} GB/s "
+              f"{row['percent_stream']:5.1f} % of stream, {row['gops']['median']:8.1f} Gop/s "
+              f"{row['percent_peak']:5.1f} % of peak")  # fmt: skip
         rows.append(row)
     for layer in layers:
         layer.close()

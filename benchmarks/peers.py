@@ -50,7 +50,8 @@ def locate(args: Any) -> dict[str, list[str]]:
     for name, place in places.items():
         given = getattr(args, place)
         if not given:
-            print(f"{name}: skipped: neither --{place.replace('_', '-')} nor {place.upper()} is set")
+            flag = place.replace("_", "-")
+            print(f"{name}: skipped: neither --{flag} nor {place.upper()} is set")
         elif not Path(given).is_file():
             print(f"{name}: skipped: there is no file {given}")
         else:
