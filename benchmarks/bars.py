@@ -55,7 +55,6 @@ def load(folder: Path) -> dict[str, list[Row]]:
     out = {}
     for path in sorted(folder.glob("*.jsonl")):
         rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-        rows = [r for r in rows if "roofs" in r or path.stem == "roofs"]  # of this form
         out[path.stem] = sorted(rows, key=lambda r: r["machine"]["time"])
     return out
 

@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-# Bits per element of other engines' KV types, scales included; q8_KV's one float a row of a head
-# or more is left out.
-KV_BITS = {"f16": 16, "bf16": 16, "q8_0": 8.5, "q8_KV": 8, "q4_0": 4.5}
+# Bits per element of other engines' KV types, with the scales of blocks of 32; the rarer scales of
+# q8_KV and u8 are left out.
+KV_BITS = {"f16": 16, "q8_0": 8.5, "q8_KV": 8, "u8": 8, "q4_0": 4.5}
 
 
 def read_per_step(llm: Any) -> int:

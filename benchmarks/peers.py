@@ -7,7 +7,8 @@ Every round runs each contender once, in turn, in a process of its own, roofs me
 a prompt of 512 tokens and 128 single-token steps, or (--depth) steps behind so many tokens with
 flash attention on. Contenders are ENGINE or ENGINE:CONFIG; octavo takes arguments of LLM, ik and
 llama flags of their llama-bench. An engine that is not here is skipped, and the reason printed.
-KV types by bits: bf16, int8, int4 here; f16, q8_0, q4_0 there; 8k is ik's q8_KV; openvino f16, u8.
+KV types by bits: bf16, int8, int4 here; f16, q8_0, q4_0 there; 8k has ik's q8_KV for keys; openvino
+has f16 and u8.
 """
 
 import json
@@ -24,8 +25,12 @@ from common import machine, options, percent, roof_row, roofs, spread, write
 from counts import KV_BITS, gguf_facts
 
 HERE = Path(__file__).resolve().parent
-GGML_KV = {"16": "f16", "8": "q8_0", "4": "q4_0"}
-TYPES = {"llama": GGML_KV, "ik": {**GGML_KV, "8k": "q8_KV"}, "openvino": {"16": "f16", "8": "q8_0"}}
+GGML_KV = {"16": ("f16", "f16"), "8": ("q8_0", "q8_0"), "4": ("q4_0", "q4_0")}
+TYPES = {  # of keys and of values, by bits
+    "llama": GGML_KV,
+    "ik": {**GGML_KV, "8k": ("q8_KV", "q8_0")},
+    "openvino": {"16": ("f16", "f16"), "8": ("u8", "u8")},
+}
 SHORT = ["octavo:act=a8x2", "octavo:act=a8g32", "ik:-rtr 1", "ik:", "llama:", "openvino:"]
 DEEP = ["octavo:act=a8x2", "ik:-rtr 1", "llama:"]
 
@@ -65,8 +70,8 @@ def bench_flags(engine: str, job: Job) -> list[str]:
     flags = ["-m", job.model, "-t", str(job.threads), "-r", "1", "-o", "json", *job.config.split()]
     if not job.depth:
         return [*flags, "-p", str(job.prefill), "-n", str(job.decode)]
-    kind = TYPES[engine][job.kv]
-    flags += ["-ctk", kind, "-ctv", kind, "-fa", "1", "-p", "0"]
+    keys, values = TYPES[engine][job.kv]
+    flags += ["-ctk", keys, "-ctv", values, "-fa", "1", "-p", "0"]
     if engine == "ik":
         return [*flags, "-n", "0", "-gp", f"{job.depth},{job.decode}"]
     return [*flags, "-n", str(job.decode), "-d", str(job.depth)]
@@ -129,8 +134,8 @@ def play(cases: dict[tuple[str, Job], list[str]], rounds: int) -> dict[tuple[str
 def rows_of(engine: str, job: Job, samples: list[Any], facts: dict[str, Any]) -> list[dict]:
     """Return a row per phase."""
     at, figures = [s[0] for s in samples], [s[1] for s in samples]
-    kind = TYPES.get(engine, GGML_KV)[job.kv]
-    pages = facts["kv_elements"] * KV_BITS[kind] / 8 * (job.depth + job.decode / 2)
+    bits = sum(KV_BITS[kind] for kind in TYPES.get(engine, GGML_KV)[job.kv]) / 2
+    pages = facts["kv_elements"] * bits / 8 * (job.depth + job.decode / 2)
     common = {"engine": engine, "asked": job.config, "config": figures[0]["config"]}
     common |= {"version": figures[0]["version"], "isa": figures[0].get("isa"), "kv_bits": job.kv}
     common |= {"model": facts["name"], "file": Path(job.model).name, "form": facts["form"]}
