@@ -11,6 +11,7 @@ KV types by bits: bf16, int8, int4 here; f16, q8_0, q4_0 there; 8k has ik's q8_K
 has f16 and u8.
 """
 
+import itertools
 import json
 import os
 import subprocess
@@ -97,23 +98,22 @@ def run(engine: str, command: list[str], job: Job) -> dict[str, Any]:
     return json.loads(done.stdout.splitlines()[-1]) if child else bench_result(done.stdout)
 
 
-def contenders(args: Any, commands: dict[str, list[str]]) -> dict[tuple[str, Job], list[str]]:
-    """Return commands by engine and job: files, depths, KV types and configurations crossed."""
+def contenders(args: Any, depth: int, found: dict[str, list[str]]) -> dict[tuple[str, Job], Any]:
+    """Return commands by engine and job: files, KV types and configurations crossed."""
     out = {}
-    for model in args.gguf:
-        for depth in args.depth or [0]:
-            for kv in args.kv if depth else ["16"]:
-                for each in args.engines or (DEEP if depth else SHORT):
-                    engine, _, config = each.partition(":")
-                    if engine in commands and kv in TYPES.get(engine, GGML_KV):
-                        prefill = 0 if depth else args.prefill
-                        job = Job(model, args.threads[0], prefill, args.decode, depth, kv, config)
-                        out[engine, job] = commands[engine]
+    kinds = args.kv if depth else ["16"]
+    engines = args.engines or (DEEP if depth else SHORT)
+    for model, kv, each in itertools.product(args.gguf, kinds, engines):
+        engine, _, config = each.partition(":")
+        if engine in found and kv in TYPES.get(engine, GGML_KV):
+            prefill = 0 if depth else args.prefill
+            job = Job(model, args.threads[0], prefill, args.decode, depth, kv, config)
+            out[engine, job] = found[engine]
     return out
 
 
 def play(cases: dict[tuple[str, Job], list[str]], rounds: int) -> dict[tuple[str, Job], list[Any]]:
-    """Return (roofs, figures) per contender and round; who fails in the first is left out."""
+    """Return (roofs, figures) per contender and round; who fails is left out."""
     played: dict[tuple[str, Job], list[Any]] = {case: [] for case in cases}
     for i in range(rounds):
         for (engine, job), command in cases.items():
@@ -123,8 +123,6 @@ def play(cases: dict[tuple[str, Job], list[str]], rounds: int) -> dict[tuple[str
             try:
                 played[engine, job].append((at, run(engine, command, job)))
             except (RuntimeError, ValueError, KeyError) as error:
-                if i:
-                    raise
                 print(f"{engine} {job.config} on {Path(job.model).name}: left out: {error}")
                 del played[engine, job]
         print(f"round {i + 1} of {rounds}", file=sys.stderr)
@@ -185,11 +183,12 @@ def main(argv: list[str] | None = None) -> None:
 
     args.gguf = [str(resolve(name)) for name in args.gguf]
     about = machine()
-    played = play(contenders(args, locate(args)), args.rounds)
-    facts = {path: gguf_facts(path) for path in args.gguf}
-    rows = [r for (e, j), s in played.items() for r in rows_of(e, j, s, facts[j.model])]
-    show(rows)
-    write("peers", rows, about, args.results)
+    found, facts = locate(args), {path: gguf_facts(path) for path in args.gguf}
+    for depth in args.depth or [0]:
+        played = play(contenders(args, depth, found), args.rounds)
+        rows = [r for (e, j), s in played.items() for r in rows_of(e, j, s, facts[j.model])]
+        show(rows)
+        write("peers", rows, about, args.results)
 
 
 if __name__ == "__main__":
