@@ -157,9 +157,10 @@ def finished(row: dict[str, Any], at: list[dict[str, float]]) -> dict[str, Any]:
     row["percent_peak"] = percent(row["gops"]["samples"], at, row["peak"])
     row["roofs"] = roof_row(at)
     shape = f"{row['heads']}x{row['kv_heads']}x{row['head_dim']}"
+    read = f"{row['gbs']['median']:6.1f} GB/s {row['percent_stream']:5.1f} % of stream, "
+    read = read if row["kind"] == "decode" else ""
     print(f"{row['kind']:<7} {row['kv']:<18} {shape} context {row['context']:<6} m{row['m']:<4} "
-          f"{row['threads']} threads: {row['gbs']['median']:6.1f} GB/s "
-          f"{row['percent_stream']:5.1f} % of stream, {row['gops']['median']:7.1f} Gop/s "
+          f"{row['threads']} threads: {read}{row['gops']['median']:7.1f} Gop/s "
           f"{row['percent_peak']:5.1f} % of {row['peak'][:-5]}")  # fmt: skip
     return row
 
