@@ -1,67 +1,125 @@
-"""One matrix product: weight formats by activation forms by rows, in GB/s and Gop/s.
+"""One matrix product: weight format by activation form by rows by shape by column.
 
-    python benchmarks/linear.py [--weights q4g32 w8g32 bf16] [--rows 1 128]
+    python benchmarks/linear.py [--weights q4g32 bf16] [--rows 1 128] [--isa avx512 avx2]
 
-Matrices rotate through more than twice the last-level cache that the CPU reports (or --most-mib),
-so that m = 1 reads memory. Bytes are those stored, scales included; ops are 2*m*n*k, beside the
-roofs measured just after: the peak of byte products, or of float fma for a32.
+Matrices rotate through more than twice the last-level cache that the CPU reports (at most
+--most-mib), so that m = 1 reads memory. Bytes are those stored, scales included; ops are 2*m*n*k.
+The lower roof is the longer of the two times that bytes and ops need: reading memory, and the peak
+of byte products (of float fma for a32).
 """
 
-import argparse
 import itertools
+import statistics
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 import numpy as np
-from common import machine, timed, write
+from common import (
+    ROOFS,
+    Roofs,
+    interleaved,
+    machine,
+    options,
+    percent,
+    roof_row,
+    roofs,
+    spread,
+    timer,
+    use,
+    write,
+)
 
 import octavo
 
+FLOATS = {"bf16", "f16", "f32"}
 
-def layers(scheme: str, act: str, n: int, k: int, nbytes: int) -> list[Any]:
-    """Return as many packed matrices as reach `nbytes`; random weights, packed again each time."""
+
+def rotation(scheme: str, n: int, k: int, nbytes: int) -> list[Any]:
+    """Return as many packed copies of a random matrix as reach `nbytes`."""
     w = np.random.default_rng(0).standard_normal((n, k), dtype=np.float32)
-    out = [octavo.Linear(w, weights=scheme, act=act)]
-    while sum(layer.nbytes for layer in out) < nbytes:
-        out.append(octavo.Linear(w, weights=scheme, act=act))
-    return out
+    out = [octavo.Linear(w, weights=scheme)]
+    copies = min(-(-nbytes // out[0].nbytes), 64)
+    return out + [octavo.Linear(w, weights=scheme) for _ in range(copies - 1)]
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n\n")[0])
-    parser.add_argument("--weights", nargs="+", default=["q4g32", "q4g32m", "w8g32", "bf16"])
-    parser.add_argument("--act", nargs="+", default=["a8x2", "a8g32", "a32"])
-    parser.add_argument("--rows", type=int, nargs="+", default=[1, 8, 128])
-    parser.add_argument("--shape", type=int, nargs=2, default=[4096, 4096], metavar=("N", "K"))
+def product(layers: list[Any], act: str, m: int) -> Callable[[], Any]:
+    """Return a call that multiplies m rows by the next of the matrices."""
+    n, k = layers[0].shape
+    x = np.random.default_rng(1).standard_normal((m, k), dtype=np.float32)
+    out, turn = np.empty((m, n), np.float32), itertools.cycle(layers)
+
+    def call() -> None:
+        layer = next(turn)
+        layer.act = act
+        layer(x, out=out)
+
+    return call
+
+
+def row_of(times: list[float], at: list[Roofs], nbytes: int, ops: int, peak: str) -> dict[str, Any]:
+    """Return rates and percentages of the roofs."""
+    gbs, gops = [nbytes / t / 1e9 for t in times], [ops / t / 1e9 for t in times]
+    floor = [max(nbytes / r["stream_gbs"], ops / r[peak]) / 1e9 for r in at]
+    of_floor = [100 * f / t for f, t in zip(floor, times, strict=True)]
+    return {
+        "us": spread([1e6 * t for t in times]),
+        "gbs": spread(gbs),
+        "gops": spread(gops),
+        "percent_stream": percent(gbs, at, "stream_gbs"),
+        "percent_peak": percent(gops, at, peak),
+        "percent_lower_roof": round(statistics.median(of_floor), 2),
+        "peak": peak,
+        "roofs": roof_row(at),
+    }
+
+
+def measure(scheme: str, shape: tuple[int, int], isa: str, threads: int, args: Any) -> list[dict]:
+    """Return one row per activation form and number of rows, all interleaved."""
+    n, k = shape
+    actual = use(threads, isa).isa
+    layers = rotation(scheme, n, k, args.rotate)
+    stored = layers[0].nbytes
+    acts = ["a32"] if scheme in FLOATS else [a for a in args.act if a != "a32"]
+    cases: dict[Any, Callable[[], Any]] = {ROOFS: lambda: roofs(threads, isa)}
+    for act, m in itertools.product(acts, args.rows):
+        cases[act, m] = timer(product(layers, act, m), args.at_least)
+    found, rows = interleaved(cases, args.rounds), []
+    at = found.pop(ROOFS)
+    for (act, m), times in found.items():
+        peak = "f32_gops" if act == "a32" else "int8_gops"
+        row = {"weights": scheme, "act": act, "m": m, "n": n, "k": k, "isa": actual}
+        row |= {"threads": threads, "stored_bytes": stored, "rotation_bytes": stored * len(layers)}
+        row |= row_of(times, at, stored, 2 * m * n * k, peak)
+        print(f"{actual:<7} {scheme:<7} {act:<6} {n}x{k} m{m:<4} {row['gbs']['median']:7.1f} GB/s "
+              f"{row['percent_stream']:5.1f} % of stream, {row['gops']['median']:8.1f} Gop/s "
+              f"{row['percent_peak']:5.1f} % of peak")  # fmt: skip
+        rows.append(row)
+    for layer in layers:
+        layer.close()
+    return rows
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = options(__doc__)
+    known = ["q4g32", "q4g32m", "q4g32z", "w8g32", "bf16", "f32"]
+    parser.add_argument("--weights", nargs="+", default=known)
+    parser.add_argument("--act", nargs="+", default=["a8x2", "a8g32", "a8"])
+    parser.add_argument("--rows", type=int, nargs="+", default=[1, 2, 4, 8, 16, 64, 512])
+    parser.add_argument("--shape", nargs="+", default=["4096x4096"], metavar="NxK")
+    parser.add_argument("--isa", nargs="+", default=["avx512", "avx2"])
     parser.add_argument("--most-mib", type=int, default=512, help="limit on the rotation")
-    args = parser.parse_args()
-    n, k = args.shape
-    about, rows = machine(), []
-    target = min(2 * about["llc_bytes"], args.most_mib << 20)
-    for scheme, act in itertools.product(args.weights, args.act):
-        if scheme in {"bf16", "f16", "f32"} and act != "a32":
-            continue  # float formats read exact activations
-        rotation = layers(scheme, act, n, k, target)
-        stored = rotation[0].nbytes
-        for m in args.rows:
-            x = np.random.default_rng(1).standard_normal((m, k), dtype=np.float32)
-            turn = itertools.cycle(rotation)
-            row = timed(lambda turn=turn, x=x: next(turn)(x))
-            seconds = row["median_s"]
-            row |= {"bench": "linear", "weights": scheme, "act": act, "m": m, "n": n, "k": k}
-            row |= {"stored_bytes": stored, "rotation_bytes": stored * len(rotation)}
-            row |= {"gbs": stored / seconds / 1e9, "gops": 2 * m * n * k / seconds / 1e9}
-            roofs = octavo.machine(seconds=0.1, refresh=True)  # of this very moment
-            peak = roofs.f32_ops if act == "a32" else roofs.int8_ops
-            row |= {"stream_gbs": roofs.read_bytes / 1e9, "peak_gops": peak / 1e9}
-            read, done = 100 * row["gbs"] / row["stream_gbs"], 100 * row["gops"] / row["peak_gops"]
-            print(f"{scheme:<7} {act:<6} m{m:<4} {row['gbs']:7.1f} GB/s {read:5.1f} % of stream, "
-                  f"{row['gops']:8.1f} Gop/s {done:5.1f} % of peak")  # fmt: skip
-            rows.append(row)
-    write("linear", rows, about)
+    parser.add_argument("--at-least", type=float, default=0.05, help="seconds of a sample")
+    args = parser.parse_args(argv)
+    about = machine()
+    args.rotate = min(2 * about["llc_bytes"] + (1 << 20), args.most_mib << 20)
+    shapes = [tuple(map(int, s.split("x"))) for s in args.shape]
+    for each in itertools.product(args.isa, args.threads, shapes, args.weights):
+        isa, threads, shape, scheme = each
+        write("linear", measure(scheme, shape, isa, threads, args), about, args.results)
 
 
 if __name__ == "__main__":

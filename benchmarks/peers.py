@@ -1,179 +1,194 @@
-"""Octavo beside llama.cpp (and OpenVINO GenAI, where importable) on one GGUF file.
+"""Octavo beside other engines on the same GGUF files, with the same threads, in the same minutes.
 
-    python benchmarks/peers.py --llama-bench PATH [--model smollm2-135m] [--rounds 5]
+    python benchmarks/peers.py --gguf Q4_1.gguf Q4_0.gguf Q8_0.gguf
+    python benchmarks/peers.py --gguf Q4_1.gguf --depth 4096 8000 --kv 16 8 8k 4
 
-Each round runs every engine once, in turn, in a process of its own with the same threads: prefill
-of 512 tokens, then 128 single-token steps from an empty context, as `llama-bench -p 512 -n 128`
-does. Reported are medians over rounds and the median of each round's ratio. Loading is not timed;
-every engine warms up first. Nothing else should be running.
+Every round runs each contender once, in turn, in a process of its own, roofs measured just before:
+a prompt of 512 tokens and 128 single-token steps, or (--depth) steps behind so many tokens with
+flash attention on. Contenders are ENGINE or ENGINE:CONFIG; octavo takes arguments of LLM, ik and
+llama flags of their llama-bench. An engine that is not here is skipped, and the reason printed.
+KV types by bits: bf16, int8, int4 here; f16, q8_0, q4_0 there; 8k has ik's q8_KV for keys; openvino
+has f16 and u8.
 """
 
-import argparse
+import itertools
 import json
 import os
-import statistics
 import subprocess
 import sys
-import time
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-PREFILL, DECODE = 512, 128
+from common import machine, options, percent, roof_row, roofs, spread, write
+from counts import KV_BITS, gguf_facts
+
+HERE = Path(__file__).resolve().parent
+GGML_KV = {"16": ("f16", "f16"), "8": ("q8_0", "q8_0"), "4": ("q4_0", "q4_0")}
+TYPES = {  # of keys and of values, by bits
+    "llama": GGML_KV,
+    "ik": {**GGML_KV, "8k": ("q8_KV", "q8_0")},
+    "openvino": {"16": ("f16", "f16"), "8": ("u8", "u8")},
+}
+SHORT = ["octavo:act=a8x2", "octavo:act=a8g32", "ik:-rtr 1", "ik:", "llama:", "openvino:"]
+DEEP = ["octavo:act=a8x2", "ik:-rtr 1", "llama:"]
 
 
-def octavo_round(model: str, threads: int) -> dict[str, Any]:
-    """One round of this package: random ids, bf16 KV, default activations."""
-    import numpy as np
+@dataclass(frozen=True)
+class Job:
+    """What one process does."""
 
-    import octavo
-
-    rng = np.random.default_rng(time.time_ns())
-    with octavo.LLM(model, threads=threads) as llm:
-        ids = rng.integers(0, llm.spec.vocab, PREFILL + DECODE).tolist()
-
-        def prefill(count: int) -> float:
-            with llm.sequence(prefix=False) as sequence:
-                begin = time.perf_counter()
-                sequence.append(ids[:count])
-                _ = sequence.logits
-                return count / (time.perf_counter() - begin)
-
-        def decode(count: int) -> float:
-            with llm.sequence(prefix=False) as sequence:
-                begin = time.perf_counter()
-                for token in ids[PREFILL : PREFILL + count]:
-                    sequence.append([token])
-                    _ = sequence.logits
-                return count / (time.perf_counter() - begin)
-
-        prefill(PREFILL), decode(8)
-        return {
-            "prefill": prefill(PREFILL),
-            "decode": decode(DECODE),
-            "version": octavo.__version__,
-            "isa": llm.runtime.isa,
-            "config": f"kv={llm.kv} act={llm.act}",
-        }
+    model: str
+    threads: int
+    prefill: int
+    decode: int
+    depth: int
+    kv: str
+    config: str
 
 
-def llama_round(binary: str, model: str, threads: int) -> dict[str, Any]:
-    """One round of llama-bench, which warms up by itself."""
-    command = [binary, "-m", model, "-p", PREFILL, "-n", DECODE, "-t", threads, "-r", 1]
-    done = subprocess.run(
-        [*map(str, command), "-o", "json"], capture_output=True, text=True, check=True
-    )
-    rows = json.loads(done.stdout)
-    rate = {("prefill" if r["n_prompt"] else "decode"): r["avg_ts"] for r in rows}
+def locate(args: Any) -> dict[str, list[str]]:
+    """Return the command that starts each engine; say which are absent, and why."""
+    found = {"octavo": [sys.executable, str(HERE / "child_octavo.py")]}
+    places = {"llama": "llama_bench", "ik": "ik_llama_bench", "openvino": "openvino_python"}
+    for name, place in places.items():
+        given = getattr(args, place)
+        if not given:
+            flag = place.replace("_", "-")
+            print(f"{name}: skipped: neither --{flag} nor {place.upper()} is set")
+        elif not Path(given).is_file():
+            print(f"{name}: skipped: there is no file {given}")
+        else:
+            child = [str(HERE / "child_openvino.py")] if name == "openvino" else []
+            found[name] = [given, *child]
+    return found
+
+
+def bench_flags(engine: str, job: Job) -> list[str]:
+    """Return the flags of llama-bench for a job."""
+    flags = ["-m", job.model, "-t", str(job.threads), "-r", "1", "-o", "json", *job.config.split()]
+    if not job.depth:
+        return [*flags, "-p", str(job.prefill), "-n", str(job.decode)]
+    keys, values = TYPES[engine][job.kv]
+    flags += ["-ctk", keys, "-ctv", values, "-fa", "1", "-p", "0"]
+    if engine == "ik":
+        return [*flags, "-n", "0", "-gp", f"{job.depth},{job.decode}"]
+    return [*flags, "-n", str(job.decode), "-d", str(job.depth)]
+
+
+def bench_result(text: str) -> dict[str, Any]:
+    """Read what llama-bench printed."""
+    rows = json.loads(text[text.index("[") :])
+    out = {("decode" if r["n_gen"] else "prefill"): r["avg_ts"] for r in rows}
     first = rows[0]
-    version = f"llama.cpp {first['build_commit']}"
-    config = f"kv={first['type_k']}:{first['type_v']} fa={first['flash_attn']}"
-    return rate | {"version": version, "config": config}
+    names = ("type_k", "type_v", "flash_attn", "repack", "n_threads", "n_depth")
+    shown = (f"{n}={first[n]}" for n in names if n in first)
+    return {**out, "version": first["build_commit"], "config": " ".join(shown)}
 
 
-def openvino_round(model: str, threads: int) -> dict[str, Any]:
-    """One round of OpenVINO GenAI; a new random prompt each time, for it caches prefixes."""
-    import numpy as np
-    import openvino as ov
-    import openvino_genai as genai
-
-    pipe = genai.LLMPipeline(model, "CPU", INFERENCE_NUM_THREADS=threads)
-    rng = np.random.default_rng(time.time_ns())
-
-    def run(prompt: int, new: int) -> tuple[float, Any]:
-        ids = rng.integers(17, 49152, (1, prompt))
-        config = genai.GenerationConfig(max_new_tokens=new, do_sample=False, ignore_eos=True)
-        inputs = genai.TokenizedInputs(ov.Tensor(ids), ov.Tensor(np.ones_like(ids)))
-        begin = time.perf_counter()
-        out = pipe.generate(inputs, config)
-        return time.perf_counter() - begin, out.perf_metrics
-
-    run(PREFILL, 2), run(1, 8)
-    wall, _ = run(PREFILL, 1)
-    _, metrics = run(1, DECODE + 1)
-    return {
-        "prefill": PREFILL / wall,
-        "decode": 1e3 / metrics.get_tpot().mean,
-        "version": f"openvino_genai {genai.__version__}",
-        "config": "defaults",
-    }
-
-
-def in_process(engine: str, model: str, threads: int) -> dict[str, Any]:
-    """Run a round of a Python engine in a process of its own."""
-    command = [sys.executable, __file__, "--worker", engine, "--model", model]
-    command += ["--threads", str(threads)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+def run(engine: str, command: list[str], job: Job) -> dict[str, Any]:
+    """Run one process and return its figures."""
+    child = engine in ("octavo", "openvino")
+    more = [json.dumps(asdict(job))] if child else bench_flags(engine, job)
+    done = subprocess.run([*command, *more], capture_output=True, text=True, check=False)
     if done.returncode:
-        raise RuntimeError(f"{engine} failed:\n{done.stderr[-2000:]}")
-    return json.loads(done.stdout.splitlines()[-1])
+        raise RuntimeError(done.stderr.strip()[-600:] or f"exit status {done.returncode}")
+    return json.loads(done.stdout.splitlines()[-1]) if child else bench_result(done.stdout)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n\n")[0])
-    parser.add_argument("--llama-bench", default=os.environ.get("LLAMA_BENCH"))
-    parser.add_argument("--model", default="smollm2-135m", help="a name or a .gguf file")
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--no-openvino", action="store_true")
-    parser.add_argument("--worker", choices=["octavo", "openvino"], help=argparse.SUPPRESS)
-    args = parser.parse_args()
-    if args.worker:
-        run = {"octavo": octavo_round, "openvino": openvino_round}[args.worker]
-        print(json.dumps(run(args.model, args.threads)))
-        return
-    compare(args)
+def contenders(args: Any, depth: int, found: dict[str, list[str]]) -> dict[tuple[str, Job], Any]:
+    """Return commands by engine and job: files, KV types and configurations crossed."""
+    out = {}
+    kinds = args.kv if depth else ["16"]
+    engines = args.engines or (DEEP if depth else SHORT)
+    for model, kv, each in itertools.product(args.gguf, kinds, engines):
+        engine, _, config = each.partition(":")
+        if engine in found and kv in TYPES.get(engine, GGML_KV):
+            prefill = 0 if depth else args.prefill
+            job = Job(model, args.threads[0], prefill, args.decode, depth, kv, config)
+            out[engine, job] = found[engine]
+    return out
 
 
-def compare(args: argparse.Namespace) -> None:
-    """Interleave the engines, print medians and ratios, append the rows."""
-    import importlib.util
+def play(cases: dict[tuple[str, Job], list[str]], rounds: int) -> dict[tuple[str, Job], list[Any]]:
+    """Return (roofs, figures) per contender and round; who fails is left out."""
+    played: dict[tuple[str, Job], list[Any]] = {case: [] for case in cases}
+    for i in range(rounds):
+        for (engine, job), command in cases.items():
+            if (engine, job) not in played:
+                continue
+            at = roofs(job.threads)
+            try:
+                played[engine, job].append((at, run(engine, command, job)))
+            except (RuntimeError, ValueError, KeyError) as error:
+                print(f"{engine} {job.config} on {Path(job.model).name}: left out: {error}")
+                del played[engine, job]
+        print(f"round {i + 1} of {rounds}", file=sys.stderr)
+    return played
 
-    from common import machine, write
 
+def rows_of(engine: str, job: Job, samples: list[Any], facts: dict[str, Any]) -> list[dict]:
+    """Return a row per phase."""
+    at, figures = [s[0] for s in samples], [s[1] for s in samples]
+    bits = sum(KV_BITS[kind] for kind in TYPES.get(engine, GGML_KV)[job.kv]) / 2
+    pages = facts["kv_elements"] * bits / 8 * (job.depth + job.decode / 2)
+    common = {"engine": engine, "asked": job.config, "config": figures[0]["config"]}
+    common |= {"version": figures[0]["version"], "isa": figures[0].get("isa"), "kv_bits": job.kv}
+    common |= {"model": facts["name"], "file": Path(job.model).name, "form": facts["form"]}
+    common |= {"threads": job.threads, "depth": job.depth, "roofs": roof_row(at)}
+    rows = []
+    for phase in ("prefill", "decode"):
+        if phase not in figures[0]:
+            continue
+        rates = [f[phase] for f in figures]
+        row = {**common, "phase": phase, "tokens": getattr(job, phase), "tokens_s": spread(rates)}
+        if phase == "prefill":
+            row["ops_token"] = 2 * facts["linear_weights"]
+            gops = [rate * row["ops_token"] / 1e9 for rate in rates]
+            row["percent_peak"] = percent(gops, at, "int8_gops")
+        else:
+            row["step_bytes"] = round(figures[0].get("step_bytes", facts["step_bytes"] + pages))
+            gbs = [rate * row["step_bytes"] / 1e9 for rate in rates]
+            row["percent_stream"] = percent(gbs, at, "stream_gbs")
+        rows.append(row)
+    return rows
+
+
+def show(rows: list[dict[str, Any]]) -> None:
+    for r in rows:
+        share = r.get("percent_stream", r.get("percent_peak"))
+        roof = "stream" if "percent_stream" in r else "int8 peak"
+        name = f"{r['engine']} {r['asked']}".strip()
+        print(f"{name:<22} {r['form']:<5} kv {r['kv_bits']:<3} depth {r['depth']:<5} "
+              f"{r['phase']:<8} {r['tokens_s']['median']:8.1f} tok/s "
+              f"({r['tokens_s']['min']:.1f} to {r['tokens_s']['max']:.1f}), "
+              f"{share:.1f} % of {roof}")  # fmt: skip
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = options(__doc__)
+    for place in ("llama_bench", "ik_llama_bench", "openvino_python"):
+        flag = f"--{place.replace('_', '-')}"
+        parser.add_argument(flag, default=os.environ.get(place.upper()), help=f"or {place.upper()}")
+    parser.add_argument("--gguf", nargs="+", default=["smollm2-135m"], help="files, or known names")
+    parser.add_argument("--engines", nargs="+", help=f"default: {SHORT}; with --depth: {DEEP}")
+    parser.add_argument("--prefill", type=int, default=512)
+    parser.add_argument("--decode", type=int, default=128)
+    parser.add_argument("--depth", type=int, nargs="+", help="decode behind so many tokens only")
+    parser.add_argument("--kv", nargs="+", default=["16", "8", "8k", "4"], help="with --depth")
+    args = parser.parse_args(argv)
     from octavo.hub import resolve
 
-    model = str(resolve(args.model))
-    engines = {"octavo": lambda: in_process("octavo", model, args.threads)}
-    if args.llama_bench:
-        engines["llama.cpp"] = lambda: llama_round(args.llama_bench, model, args.threads)
-    if importlib.util.find_spec("openvino_genai") and not args.no_openvino:
-        engines["openvino"] = lambda: in_process("openvino", model, args.threads)
-    about, rounds = machine(), []
-    for i in range(args.rounds):
-        rounds.append({name: run() for name, run in engines.items()})
-        shown = (f"{k} {v['prefill']:.0f}/{v['decode']:.1f}" for k, v in rounds[-1].items())
-        print(f"round {i + 1}: prefill/decode tok/s: {', '.join(shown)}", file=sys.stderr)
-    rows = []
-    print(f"{'engine':<10} {'phase':<8} {'tok/s':>8} {'min':>8} {'max':>8}  octavo/engine")
-    for name in engines:
-        for phase, count in (("prefill", PREFILL), ("decode", DECODE)):
-            rates = [r[name][phase] for r in rounds]
-            ratios = [r["octavo"][phase] / r[name][phase] for r in rounds]
-            row = {
-                "bench": "peers",
-                "engine": name,
-                "phase": phase,
-                "tokens": count,
-                "rate_median": statistics.median(rates),
-                "rates": rates,
-                "octavo_ratio": statistics.median(ratios),
-                "ratios": ratios,
-                "threads": args.threads,
-                "model": Path(model).name,
-                **{
-                    k: rounds[0][name][k]
-                    for k in ("version", "config", "isa")
-                    if k in rounds[0][name]
-                },
-            }
-            rows.append(row)
-            print(
-                f"{name:<10} {phase:<8} {row['rate_median']:>8.1f} {min(rates):>8.1f} "
-                f"{max(rates):>8.1f}  {row['octavo_ratio']:.2f}"
-            )
-    write("peers", rows, about)
+    args.gguf = [str(resolve(name)) for name in args.gguf]
+    about = machine()
+    found, facts = locate(args), {path: gguf_facts(path) for path in args.gguf}
+    for depth in args.depth or [0]:
+        played = play(contenders(args, depth, found), args.rounds)
+        rows = [r for (e, j), s in played.items() for r in rows_of(e, j, s, facts[j.model])]
+        show(rows)
+        write("peers", rows, about, args.results)
 
 
 if __name__ == "__main__":
