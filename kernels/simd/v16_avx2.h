@@ -170,7 +170,8 @@ static inline __m256 v16_exp_scale(__m256 n) /* 2^n */
     return _mm256_castsi256_ps(_mm256_slli_epi32(e, 23));
 }
 
-static inline v16 v16_exp(v16 x)
+/* Of x that is not above OCT_EXP_MAX, or NaN, which goes through all steps. */
+static inline v16 v16_exp_bounded(v16 x)
 {
     const v16 t = v16_mul(x, v16_set1(1.44269504088896341f));
     const v16 n = {
@@ -187,9 +188,20 @@ static inline v16 v16_exp(v16 x)
     p = v16_fma(p, r, v16_set1(5.0000001201e-1f));
     v16 y = v16_add(v16_fma(p, v16_mul(r, r), r), v16_set1(1.0f));
     y = v16_mul(y, (v16){v16_exp_scale(n.a), v16_exp_scale(n.b)});
-    y = v16_select(v16_gt(x, v16_set1(OCT_EXP_MAX)), v16_set1(INFINITY), y);
-    y = v16_select(v16_isnan(x), x, y);
     return v16_select(v16_lt(x, v16_set1(OCT_EXP_MIN)), v16_set1(0.0f), y);
+}
+
+static inline v16 v16_exp(v16 x)
+{
+    return v16_select(v16_gt(x, v16_set1(OCT_EXP_MAX)), v16_set1(INFINITY), v16_exp_bounded(x));
+}
+
+static inline float v16_largest(v16 x) /* no NaN among the lanes; of zeros, either */
+{
+    const __m256 a = _mm256_max_ps(x.a, x.b);
+    __m128 b = _mm_max_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
+    b = _mm_max_ps(b, _mm_movehl_ps(b, b));
+    return _mm_cvtss_f32(_mm_max_ss(b, _mm_movehdup_ps(b)));
 }
 
 static inline float v16_reduce(v16 x) /* oct_reduce_tree */

@@ -136,8 +136,11 @@ static inline unsigned v16_nonfinite_bits(v16 x)
 }
 
 /* oct_exp of num.h, step by step. */
-static inline v16 v16_exp(v16 x)
+/* Of x that is not above OCT_EXP_MAX, or NaN. Nothing here is subnormal, so that scaling by 2^n is
+ * the exact product of the scalar column; a NaN goes through all steps. */
+static inline v16 v16_exp_bounded(v16 x)
 {
+    const __mmask16 keep = _mm512_cmp_ps_mask(x, v16_set1(OCT_EXP_MIN), _CMP_NLT_UQ);
     const v16 n = _mm512_roundscale_ps(v16_mul(x, v16_set1(1.44269504088896341f)),
                                        _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
     v16 r = v16_fma(n, v16_set1(-0.693359375f), x);
@@ -148,12 +151,18 @@ static inline v16 v16_exp(v16 x)
     p = v16_fma(p, r, v16_set1(4.1665795894e-2f));
     p = v16_fma(p, r, v16_set1(1.6666665459e-1f));
     p = v16_fma(p, r, v16_set1(5.0000001201e-1f));
-    v16 y = v16_add(v16_fma(p, v16_mul(r, r), r), v16_set1(1.0f));
-    const __m512i e = _mm512_add_epi32(_mm512_cvtps_epi32(n), _mm512_set1_epi32(127));
-    y = v16_mul(y, _mm512_castsi512_ps(_mm512_slli_epi32(e, 23)));
-    y = v16_select(v16_gt(x, v16_set1(OCT_EXP_MAX)), v16_set1(INFINITY), y);
-    y = v16_select(v16_isnan(x), x, y);
-    return v16_select(v16_lt(x, v16_set1(OCT_EXP_MIN)), v16_set1(0.0f), y);
+    const v16 y = v16_add(v16_fma(p, v16_mul(r, r), r), v16_set1(1.0f));
+    return _mm512_maskz_scalef_ps(keep, y, n);
+}
+
+static inline v16 v16_exp(v16 x)
+{
+    return v16_select(v16_gt(x, v16_set1(OCT_EXP_MAX)), v16_set1(INFINITY), v16_exp_bounded(x));
+}
+
+static inline float v16_largest(v16 x) /* no NaN among the lanes; of zeros, either */
+{
+    return _mm512_reduce_max_ps(x);
 }
 
 static inline float v16_reduce(v16 x) /* oct_reduce_tree */

@@ -2,16 +2,6 @@
 #ifndef OCT_V16_ROWS_H
 #define OCT_V16_ROWS_H
 
-static inline float v16_largest(v16 x) /* no NaN among the lanes */
-{
-    float lane[16], m;
-    v16_store(lane, x);
-    m = lane[0];
-    for (int i = 1; i < 16; i++)
-        if (lane[i] > m) m = lane[i];
-    return m;
-}
-
 /* The largest element that is not NaN, -inf if there is none; *nan tells whether one is. */
 static inline float v16_row_max(const float *x, int n, bool *nan)
 {

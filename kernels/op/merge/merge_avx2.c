@@ -1,5 +1,5 @@
 /* merge, AVX2 column: merge_simd.inc over simd/v16_avx2.h. */
-#include "kernels/op/merge/merge.h"
+#include "kernels/kernels.h"
 #include "kernels/simd/v16_avx2.h"
 
 #include "kernels/op/merge/merge_simd.inc"

@@ -1,5 +1,5 @@
 /* merge, AVX-512 column: merge_simd.inc over simd/v16_avx512.h. */
-#include "kernels/op/merge/merge.h"
+#include "kernels/kernels.h"
 #include "kernels/simd/v16_avx512.h"
 
 #include "kernels/op/merge/merge_simd.inc"
