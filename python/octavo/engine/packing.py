@@ -16,6 +16,7 @@ import numpy.typing as npt
 from octavo import _core
 from octavo.errors import CheckpointError
 from octavo.model import ModelSpec, TensorUse
+from octavo.progress import Bar
 from octavo.quant import rtn
 from octavo.scheme import CHECKPOINT, WeightScheme, is_grouped
 
@@ -107,8 +108,11 @@ class Packed:
         self.report = LoadReport()
         self.users = 0
         try:
-            for use in _progress(spec.uses, progress):
-                self._add(use, checkpoint.tensors[use.tensor], scheme)
+            uses, tensors = spec.uses, checkpoint.tensors
+            with Bar(len(uses), "load", "tensor", shown=progress, delay=1.0, leave=False) as bar:
+                for use in uses:
+                    self._add(use, tensors[use.tensor], scheme)
+                    bar.update(1)
         except BaseException:
             self.core.close()
             raise
@@ -126,12 +130,6 @@ class Packed:
             held = _stored_format(tensor.type)
         self.ids[use.role] = add_tensor(self.core, tensor, held, use, scheme.grid)
         self.report.add(use.role, tensor.type, held, self.core.nbytes - before)
-
-
-def _progress(uses: tuple[TensorUse, ...], shown: bool) -> Any:
-    from tqdm.auto import tqdm
-
-    return tqdm(uses, desc="load", unit="tensor", leave=False, disable=not shown, delay=1.0)
 
 
 def _stored_format(kind: str) -> str:
