@@ -7,9 +7,16 @@
 #include "kernels/weight/grouped.h"
 
 enum {
-    PACK_RUN = 16, /* groups of all channels in turn, so that half-written lines stay in L1 */
+    MAX_RUN = 16, /* groups of all channels in turn, so that half-written lines stay in L1 */
     LINES = CODE_BITS == 4 ? 4 : 8
 };
+
+/* Groups of a run: all runs of a block but the last are as long, and that is hardly shorter. */
+static inline int run_length(int groups)
+{
+    const int runs = (groups + MAX_RUN - 1) / MAX_RUN;
+    return (groups + runs - 1) / runs;
+}
 
 /* Offset of a code in its group, and (4 bits) how far its nibble is shifted. */
 static inline int code_at(int c, int j)
@@ -82,11 +89,13 @@ OCT_INLINE void pack_run(const oct_pack_args *a, oct_src_kind kind, uint8_t *blo
     const uint8_t *scales = s->scales + row * s->scale_row_stride;
     const uint8_t *mins = HAS_MIN ? s->mins + row * s->scale_row_stride : NULL;
     const uint8_t *zeros = HAS_ZERO ? s->zeros + row * s->zero_row_stride : NULL;
+    const size_t group_stride = s->group_stride, side_stride = s->scale_group_stride;
+    const int k = a->k; /* and not again for each group: the bytes written might be these */
     for (int g = lo; g < hi; g++) {
         uint8_t *group = block + (size_t)g * GROUP_BYTES;
-        const uint8_t *from = codes + (size_t)g * s->group_stride;
-        const size_t side = (size_t)g * s->scale_group_stride;
-        const int left = a->k - g * OCT_GROUP;
+        const uint8_t *from = codes + (size_t)g * group_stride;
+        const size_t side = (size_t)g * side_stride;
+        const int left = k - g * OCT_GROUP;
         memcpy(group + SCALES_AT + 2 * c, scales + side, 2);
         if (HAS_MIN) memcpy(group + EXTRA_AT + 2 * c, mins + side, 2);
         if (HAS_ZERO) group[EXTRA_AT + c] = zeros[g];
@@ -121,24 +130,37 @@ static void pack_channel(const oct_pack_args *a, uint8_t *block, int c, size_t r
     assert(!"a grouped format packs codes, not values");
 }
 
+/* Asks for the codes that a later run of this row reads: 32 short streams are too many for the
+ * hardware to guess. Scales and minima of a checkpoint's blocks lie between them. */
+static inline void prefetch(const oct_source *s, const uint8_t *row, int lo, int hi)
+{
+    const size_t end = (size_t)hi * s->group_stride;
+    for (size_t at = (size_t)lo * s->group_stride; at < end; at += LINE_BYTES)
+        __builtin_prefetch(row + at);
+}
+
 static oct_kstatus pack(const oct_pack_args *a, size_t lo, size_t hi)
 {
     const oct_source *s = a->src;
-    const int groups = group_count(a->k);
+    const int groups = group_count(a->k), run = run_length(groups);
     assert(a->n > 0 && a->k > 0 && s->codes && s->scales);
     assert(!HAS_ZERO || s->zeros);
     assert(!HAS_MIN || s->mins);
     assert(CODE_BITS == 4 || s->kind == OCT_SRC_BYTES);
     for (size_t b = lo; b < hi; b++) {
         uint8_t *block = (uint8_t *)a->data + b * (size_t)groups * GROUP_BYTES;
-        for (int g = 0; g < groups; g += PACK_RUN) {
-            const int end = groups - g < PACK_RUN ? groups : g + PACK_RUN;
+        for (int g = 0; g < groups; g += run) {
+            const int end = groups - g < run ? groups : g + run;
+            const int next = groups - end < run ? groups : end + run;
             for (int c = 0; c < OCT_BLOCK_N; c++) {
                 const size_t i = b * OCT_BLOCK_N + (size_t)c;
-                if (i < (size_t)a->n)
-                    pack_channel(a, block, c, s->row_map ? (size_t)s->row_map[i] : i, g, end);
-                else
+                if (i >= (size_t)a->n) {
                     pack_nothing(block, c, g, end);
+                    continue;
+                }
+                const size_t row = s->row_map ? (size_t)s->row_map[i] : i;
+                prefetch(s, s->codes + row * s->row_stride, end, next);
+                pack_channel(a, block, c, row, g, end);
             }
         }
     }
