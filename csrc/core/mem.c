@@ -97,8 +97,8 @@ static char *map_large(size_t bytes)
 {
     if (bytes > SIZE_MAX / 2) return NULL;
     bytes = whole_pages(bytes);
-    char *slack = mmap(NULL, bytes + HUGE_PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS,
-                       -1, 0);
+    char *slack = mmap(NULL, bytes + HUGE_PAGE, PROT_READ | PROT_WRITE,
+                       MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (slack == MAP_FAILED) return NULL;
     const size_t before = (HUGE_PAGE - (uintptr_t)slack % HUGE_PAGE) % HUGE_PAGE;
     char *base = slack + before;
@@ -113,7 +113,8 @@ static char *map_large(size_t bytes)
 void *oct_alloc(oct_tag tag, size_t count, size_t size)
 {
     size_t bytes, all;
-    if (!oct_mul(count, size, &bytes) || !oct_add(bytes, 2 * HEADER, &all) || faulted()) return NULL;
+    if (!oct_mul(count, size, &bytes) || !oct_add(bytes, 2 * HEADER, &all)) return NULL;
+    if (faulted()) return NULL;
     char *raw = bytes < LARGE ? aligned_alloc(HEADER, all / HEADER * HEADER) : map_large(all);
     if (!raw) return NULL;
     *(header *)raw = (header){bytes, tag};

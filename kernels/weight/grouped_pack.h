@@ -94,10 +94,10 @@ OCT_INLINE void pack_run(const oct_pack_args *a, oct_src_kind kind, uint8_t *blo
     for (int g = lo; g < hi; g++) {
         uint8_t *group = block + (size_t)g * GROUP_BYTES;
         const uint8_t *from = codes + (size_t)g * group_stride;
-        const size_t side = (size_t)g * side_stride;
+        const size_t at = (size_t)g * side_stride;
         const int left = k - g * OCT_GROUP;
-        memcpy(group + SCALES_AT + 2 * c, scales + side, 2);
-        if (HAS_MIN) memcpy(group + EXTRA_AT + 2 * c, mins + side, 2);
+        memcpy(group + SCALES_AT + 2 * c, scales + at, 2);
+        if (HAS_MIN) memcpy(group + EXTRA_AT + 2 * c, mins + at, 2);
         if (HAS_ZERO) group[EXTRA_AT + c] = zeros[g];
         if (kind != OCT_SRC_PAIRS && left >= OCT_GROUP)
             pack_words(kind, from, group, c);

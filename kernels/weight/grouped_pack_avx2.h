@@ -1,5 +1,5 @@
-/* grouped_pack_avx2.h: grouped_pack.h for the layouts of GGUF, eight channels at a time: four bytes
- * of each become 32 bytes of a line by transposing words in registers. A template like grouped.h. */
+/* grouped_pack_avx2.h: grouped_pack.h for the layouts of GGUF, eight channels at a time: words of
+ * each become 32 bytes of a line by a transposition in registers. A template like grouped.h. */
 #include <immintrin.h>
 
 #include "kernels/weight/grouped_pack.h"
