@@ -96,8 +96,9 @@ typedef struct {
 
 oct_status oct_weights_open(oct_weights **out, oct_runtime *);
 void oct_weights_close(oct_weights **); /* programs keep what they use alive */
-/* [slow] Packs; the source is borrowed for the call. id counts from 0. */
-oct_status oct_weights_add_matrix(oct_weights *, const oct_matrix_desc *, int *id);
+/* [slow] Packs `count` matrices in one parallel pass, or none; the sources are borrowed for the call.
+ * Their ids are *first and those after it, which count from 0. */
+oct_status oct_weights_add_matrices(oct_weights *, const oct_matrix_desc *, int count, int *first);
 oct_status oct_weights_add_vector(oct_weights *, const float *values, int64_t n, int *id);
 size_t oct_weights_bytes(const oct_weights *);
 typedef struct {

@@ -1,5 +1,5 @@
-/* mem.c: the seam itself: aligned blocks with a header line that remembers size and tag, the live
- * counters, address space by mmap, and the fault hook of test builds. */
+/* mem.c: the seam itself: aligned blocks with a header line that remembers size and tag (large ones
+ * on huge pages), the live counters, address space by mmap, and the fault hook of test builds. */
 #include "csrc/core/mem.h"
 
 #include <stdatomic.h>
@@ -11,6 +11,15 @@
 #include "csrc/octavo.h"
 
 #define HEADER 64
+#define HUGE_PAGE ((size_t)2 << 20)
+/* From here on a block is a mapping of its own: the kernel zeroes it 2 MiB at a time, it takes few
+ * TLB entries, and its memory goes back when it is freed. ASan watches only what its own allocator
+ * gives. */
+#ifdef __SANITIZE_ADDRESS__
+#define LARGE SIZE_MAX
+#else
+#define LARGE (2 * HUGE_PAGE)
+#endif
 
 typedef struct {
     size_t bytes;
@@ -76,11 +85,37 @@ bool oct_mem_row_at(int tag, oct_mem_row *out)
     return true;
 }
 
+static size_t whole_pages(size_t bytes)
+{
+    const size_t os = oct_os_page();
+    return (bytes + os - 1) / os * os;
+}
+
+/* A mapping that begins on a huge page, and asks for them as far as it fills them: what a last one
+ * held beyond the end would be committed, and the ledger would lie. */
+static char *map_large(size_t bytes)
+{
+    if (bytes > SIZE_MAX / 2) return NULL;
+    bytes = whole_pages(bytes);
+    char *slack = mmap(NULL, bytes + HUGE_PAGE, PROT_READ | PROT_WRITE,
+                       MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (slack == MAP_FAILED) return NULL;
+    const size_t before = (HUGE_PAGE - (uintptr_t)slack % HUGE_PAGE) % HUGE_PAGE;
+    char *base = slack + before;
+    if (before) munmap(slack, before);
+    munmap(base + bytes, HUGE_PAGE - before);
+#ifdef MADV_HUGEPAGE
+    madvise(base, bytes / HUGE_PAGE * HUGE_PAGE, MADV_HUGEPAGE);
+#endif
+    return base;
+}
+
 void *oct_alloc(oct_tag tag, size_t count, size_t size)
 {
     size_t bytes, all;
-    if (!oct_mul(count, size, &bytes) || !oct_add(bytes, 2 * HEADER, &all) || faulted()) return NULL;
-    char *raw = aligned_alloc(HEADER, all / HEADER * HEADER);
+    if (!oct_mul(count, size, &bytes) || !oct_add(bytes, 2 * HEADER, &all)) return NULL;
+    if (faulted()) return NULL;
+    char *raw = bytes < LARGE ? aligned_alloc(HEADER, all / HEADER * HEADER) : map_large(all);
     if (!raw) return NULL;
     *(header *)raw = (header){bytes, tag};
     oct_mem_note(tag, (int64_t)bytes, 1);
@@ -99,7 +134,8 @@ void oct_free(void *block)
     if (!block) return;
     header *h = (header *)((char *)block - HEADER);
     oct_mem_note(h->tag, -(int64_t)h->bytes, -1);
-    free(h);
+    if (h->bytes < LARGE) free(h);
+    else munmap(h, whole_pages(h->bytes + 2 * HEADER));
 }
 
 void *oct_regrow(oct_tag tag, void *block, size_t count, size_t size)

@@ -1,8 +1,8 @@
 /* mem.h: the allocation seam. The only caller of malloc, mmap and thread creation.
  *
  * Every allocation has a tag; live bytes and counts per tag are the ledger. Blocks are 64-byte
- * aligned and carry their size in a header line. Built with OCT_FAULTS, the n-th fallible call can
- * be made to fail; without it the hook compiles to nothing. */
+ * aligned, carry their size in a header line, and lie on huge pages if they are large. Built with
+ * OCT_FAULTS, the n-th fallible call can be made to fail; without it the hook compiles to nothing. */
 #ifndef OCT_CORE_MEM_H
 #define OCT_CORE_MEM_H
 

@@ -1,15 +1,11 @@
-/* weights.c: packing from any source layout, reading back, and products as tiles of one parallel
- * loop. Sources are checked here once; kernels trust what they are given. */
+/* weights.c: the store of packed matrices and vectors, reading back, and products as tiles of one
+ * parallel loop. Matrices come from pack.c. */
 #include "csrc/core/weights.h"
 
 #include <limits.h>
 #include <string.h>
 
 #include "csrc/core/mem.h"
-
-/* u8 x s8 dots of this many inputs cannot leave int32 (docs/formats.md, B3). */
-#define MAX_K 65536
-#define MAX_N (1 << 28)
 
 oct_status oct_weights_open(oct_weights **out, oct_runtime *rt)
 {
@@ -31,8 +27,9 @@ oct_weights *oct_weights_ref(oct_weights *w)
 void oct_weights_unref(oct_weights *w)
 {
     if (!w || atomic_fetch_sub(&w->refs, 1) > 1) return;
-    for (int i = 0; i < w->matrices; i++) oct_free((void *)(uintptr_t)w->matrix[i].m.data);
+    for (int i = 0; i < w->batches; i++) oct_free(w->batch[i]);
     for (int i = 0; i < w->vectors; i++) oct_free(w->vector[i].values);
+    oct_free(w->batch);
     oct_free(w->matrix);
     oct_free(w->vector);
     oct_runtime_unref(w->rt);
@@ -45,7 +42,7 @@ void oct_weights_close(oct_weights **w)
     *w = NULL;
 }
 
-static oct_status take(oct_weights *w, const char *operation)
+oct_status oct_weights_take(oct_weights *w, const char *operation)
 {
     bool idle = false;
     if (!atomic_compare_exchange_strong(&w->busy, &idle, true))
@@ -53,164 +50,32 @@ static oct_status take(oct_weights *w, const char *operation)
     return OCT_OK;
 }
 
-static void drop(oct_weights *w)
+void oct_weights_drop(oct_weights *w)
 {
     atomic_store(&w->busy, false);
 }
 
-/* ---- packing --------------------------------------------------------------------------------- */
-
-static oct_status source_of(const oct_matrix_desc *d, const oct_weight_traits *t, oct_source *s)
-{
-    static const char *const kinds[] = {"bytes", "halves", "pairs", "values"};
-    int kind = -1;
-    for (int i = 0; i < 4; i++)
-        if (d->source && !strcmp(d->source, kinds[i])) kind = i;
-    if (kind < 0)
-        return oct_fail(OCT_E_VALUE, "matrix: source is '%s', legal are bytes, halves, pairs, values",
-                        d->source ? d->source : "");
-    if ((kind == OCT_SRC_VALUES) != (t->code_bits == 0))
-        return oct_fail(OCT_E_UNSUPPORTED, "matrix: format '%s' is not packed from source '%s'; %s",
-                        t->name, kinds[kind],
-                        t->code_bits ? "quantize the values first (octavo.quant)"
-                                     : "pass element values");
-    if (kind != OCT_SRC_VALUES && kind != OCT_SRC_BYTES && t->code_bits != 4)
-        return oct_fail(OCT_E_UNSUPPORTED, "matrix: format '%s' has 8-bit codes, source '%s' holds 4",
-                        t->name, kinds[kind]);
-    *s = (oct_source){
-        .kind = (oct_src_kind)kind,
-        .codes = d->codes,
-        .row_stride = d->row_stride,
-        .group_stride = d->group_stride,
-        .scales = d->scales,
-        .mins = d->mins,
-        .scale_row_stride = d->scale_row_stride,
-        .scale_group_stride = d->scale_group_stride,
-        .zeros = d->zeros,
-        .zero_row_stride = d->zero_row_stride,
-        .row_map = d->row_map,
-    };
-    if (kind == OCT_SRC_VALUES) return oct_dtype_by_name("matrix", d->values_type, &s->values_type);
-    if (!s->scales || t->has_min != (s->mins != NULL) || t->has_zero != (s->zeros != NULL))
-        return oct_fail(OCT_E_VALUE, "matrix: format '%s' takes scales%s%s", t->name,
-                        t->has_min ? " and mins" : "", t->has_zero ? " and zeros" : "");
-    return OCT_OK;
-}
-
-/* Of scales, where there are codes: float32 of a whole channel, 16 bits of a group. */
-static oct_status scale_type_of(const oct_matrix_desc *d, const oct_weight_traits *t,
-                                oct_dtype *out)
-{
-    *out = t->type;
-    if (!t->code_bits) return OCT_OK;
-    const oct_status status = oct_dtype_by_name("matrix: scale_type", d->scale_type, out);
-    if (status) return status;
-    if (t->group ? *out == OCT_F16 || *out == OCT_BF16 : *out == OCT_F32) return OCT_OK;
-    return oct_fail(OCT_E_VALUE, "matrix: scale_type is '%s', format '%s' takes %s", d->scale_type,
-                    t->name, t->group ? "f16 or bf16" : "f32");
-}
-
-static oct_status check_desc(const oct_matrix_desc *d, int *format, oct_source *src, oct_dtype *scale)
-{
-    *format = oct_weight_by_name(d->format);
-    if (*format < 0)
-        return oct_fail(OCT_E_VALUE, "matrix: unknown weight format '%s'",
-                        d->format ? d->format : "");
-    const oct_weight_traits *t = &oct_weight_traits_of[*format];
-    if (d->n < 1 || d->n > MAX_N || d->k < 1 || d->k > MAX_K)
-        return oct_fail(OCT_E_VALUE, "matrix: shape is [%lld, %lld], legal are [1..%d, 1..%d]",
-                        (long long)d->n, (long long)d->k, MAX_N, MAX_K);
-    if (t->group && d->k % t->group)
-        return oct_fail(OCT_E_VALUE, "matrix: k is %lld, format '%s' needs a multiple of %d",
-                        (long long)d->k, t->name, t->group);
-    const oct_status status = scale_type_of(d, t, scale);
-    return status ? status : source_of(d, t, src);
-}
-
-/* A packed nibble would silently lose the upper bits of a code above 15. */
-static oct_status check_codes(const oct_matrix_desc *d, const oct_weight_traits *t,
-                              const oct_source *s)
-{
-    const size_t groups = t->group ? (size_t)(d->k / t->group) : 0;
-    for (int64_t r = 0; r < d->n && t->code_bits == 4; r++) {
-        const uint8_t *row = s->codes + (size_t)r * s->row_stride;
-        const uint8_t *zeros = s->zeros ? s->zeros + (size_t)r * s->zero_row_stride : NULL;
-        unsigned bits = 0;
-        for (size_t g = 0; g < groups; g++) {
-            const uint8_t *codes = row + g * s->group_stride;
-            for (int i = 0; s->kind == OCT_SRC_BYTES && i < t->group; i++) bits |= codes[i];
-            if (zeros) bits |= zeros[g];
-        }
-        if (bits > 15)
-            return oct_fail(OCT_E_VALUE, "matrix: source row %lld holds a code or zero point above 15",
-                            (long long)r);
-    }
-    return OCT_OK;
-}
-
-typedef struct {
-    const oct_weight_kernels *k;
-    oct_pack_args args;
-} pack_job;
-
-static void pack_blocks(void *ctx, size_t lo, size_t hi, int lane)
-{
-    const pack_job *job = ctx;
-    (void)lane;
-    job->k->pack(&job->args, lo, hi);
-}
-
-oct_status oct_weights_add_matrix(oct_weights *w, const oct_matrix_desc *d, int *id)
-{
-    int format;
-    oct_source src;
-    oct_dtype scale;
-    oct_status status = check_desc(d, &format, &src, &scale);
-    if (!status) status = check_codes(d, &oct_weight_traits_of[format], &src);
-    if (!status) status = take(w, "matrix");
-    if (status) return status;
-    const oct_weight_kernels *k = &w->rt->kernels.weight[format];
-    const size_t blocks = ((size_t)d->n + OCT_BLOCK_N - 1) / OCT_BLOCK_N;
-    const size_t bytes = blocks * k->block_bytes((int)d->k); /* n, k bounded: < 2^45 */
-    oct_stored_matrix *table = oct_regrow(OCT_TAG_WEIGHTS, w->matrix, (size_t)w->matrices + 1,
-                                          sizeof *table);
-    if (table) w->matrix = table;
-    void *data = table ? oct_alloc(OCT_TAG_WEIGHTS, bytes, 1) : NULL;
-    if (!data) {
-        drop(w);
-        return oct_fail_memory("matrix", "the packed weights");
-    }
-    pack_job job = {k, {data, (int)d->n, (int)d->k, scale, &src}};
-    oct_pool_enter(w->rt->pool, (oct_poll){0});
-    oct_parallel(w->rt->pool, blocks, blocks / 64 + 1, pack_blocks, &job);
-    oct_pool_leave(w->rt->pool);
-    table[w->matrices] =
-        (oct_stored_matrix){(oct_weight_id)format, {data, (int)d->n, (int)d->k, scale}, bytes};
-    *id = w->matrices++;
-    w->bytes += bytes;
-    drop(w);
-    return OCT_OK;
-}
+/* ---- vectors ---------------------------------------------------------------------------------- */
 
 oct_status oct_weights_add_vector(oct_weights *w, const float *values, int64_t n, int *id)
 {
     if (n < 1 || n > INT_MAX)
         return oct_fail(OCT_E_VALUE, "vector: length is %lld", (long long)n);
-    const oct_status status = take(w, "vector");
+    const oct_status status = oct_weights_take(w, "vector");
     if (status) return status;
     oct_stored_vector *table = oct_regrow(OCT_TAG_WEIGHTS, w->vector, (size_t)w->vectors + 1,
                                           sizeof *table);
     if (table) w->vector = table;
     float *copy = table ? oct_alloc(OCT_TAG_WEIGHTS, (size_t)n, sizeof *copy) : NULL;
     if (!copy) {
-        drop(w);
+        oct_weights_drop(w);
         return oct_fail_memory("vector", "its values");
     }
     memcpy(copy, values, (size_t)n * sizeof *copy);
     table[w->vectors] = (oct_stored_vector){copy, (int)n};
     *id = w->vectors++;
     w->bytes += (size_t)n * sizeof *copy;
-    drop(w);
+    oct_weights_drop(w);
     return OCT_OK;
 }
 
@@ -369,7 +234,7 @@ oct_status oct_linear(oct_weights *w, int id, const char *act_name, const float 
     oct_rows rows;
     if (m == 0) return OCT_OK;
     if ((status = oct_rows_alloc(&rows, "linear", (int)m, s->m.k))) return status;
-    if ((status = take(w, "linear"))) goto done;
+    if ((status = oct_weights_take(w, "linear"))) goto done;
     rows.act = (oct_act)act;
     rows.x = x;
     rows.ldx = (size_t)s->m.k;
@@ -383,7 +248,7 @@ oct_status oct_linear(oct_weights *w, int id, const char *act_name, const float 
         oct_products_run(w->rt, &product, 1);
     }
     oct_pool_leave(w->rt->pool);
-    drop(w);
+    oct_weights_drop(w);
 done:
     oct_rows_free(&rows);
     return status;

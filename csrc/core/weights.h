@@ -6,7 +6,7 @@
 
 typedef struct {
     oct_weight_id format;
-    oct_matrix m; /* data owned by the store */
+    oct_matrix m; /* data in one of the store's batches */
     size_t bytes;
 } oct_stored_matrix;
 
@@ -19,11 +19,16 @@ struct oct_weights {
     oct_runtime *rt;
     oct_stored_matrix *matrix;
     oct_stored_vector *vector;
-    int matrices, vectors;
+    void **batch; /* blocks of matrices that were added together */
+    int matrices, vectors, batches;
     size_t bytes;
     _Atomic int refs;  /* programs and the owner */
     _Atomic bool busy; /* a call that adds, or a linear that uses the pool */
 };
+
+/* Whoever adds, or computes on the pool, has the store alone; BUSY otherwise. */
+oct_status oct_weights_take(oct_weights *, const char *operation);
+void oct_weights_drop(oct_weights *);
 
 oct_weights *oct_weights_ref(oct_weights *);
 void oct_weights_unref(oct_weights *);

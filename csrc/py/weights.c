@@ -1,9 +1,9 @@
-/* octavo._core.Weights: packed matrices and vectors by id. Adding is exclusive, reading is shared;
- * a Program keeps what it uses alive after close(). Bounds of a source are source.c's business. */
+/* octavo._core.Weights: packed matrices and vectors by id. Adding (weights_add.c) is exclusive,
+ * reading is shared; a Program keeps what it uses alive after close(). */
 #include "csrc/py/args.h"
 #include "csrc/py/core.h"
 #include "csrc/py/gil.h"
-#include "csrc/py/source.h"
+#include "csrc/py/weights.h"
 
 static PyObject *
 weights_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
@@ -76,91 +76,6 @@ weights_get_nbytes(oct_py_weights *self, void *ignored)
     const size_t bytes = oct_weights_bytes(self->handle);
     oct_gate_leave(&self->gate);
     return PyLong_FromSize_t(bytes);
-}
-
-/* ---- Adding ---------------------------------------------------------------------------------- */
-
-/* Alone in the weights, beside others in the runtime. */
-static PyObject *
-add(oct_py_weights *self, const char *where, const oct_matrix_desc *matrix, const float *values,
-    int64_t n)
-{
-    const oct_state *state = oct_state_of(self);
-    if (!oct_gate_alone(&self->gate, state, where)) return NULL;
-    oct_status status;
-    int id = -1;
-    if (!oct_runtime_enter(self->runtime, state, where)) {
-        oct_gate_reopen(&self->gate);
-        return NULL;
-    }
-    if (matrix) {
-        oct_gil gil;
-        OCT_SLOW(&gil, status, oct_weights_add_matrix(self->handle, matrix, &id));
-    }
-    else
-        status = oct_weights_add_vector(self->handle, values, n, &id);
-    oct_gate_leave(&self->runtime->gate);
-    oct_gate_reopen(&self->gate);
-    return status ? oct_raise(state, status) : PyLong_FromLong(id);
-}
-
-static PyObject *
-weights_vector(oct_py_weights *self, PyObject *args, PyObject *kwargs)
-{
-    static char *names[] = {"values", NULL};
-    static const npy_intp any[1] = {-1};
-    PyObject *values;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O:vector", names, &values)) return NULL;
-    PyArrayObject *a = oct_arg_array(values, "vector: values", NPY_FLOAT32, 1, any);
-    return a ? add(self, "Weights.vector", NULL, PyArray_DATA(a), PyArray_SIZE(a)) : NULL;
-}
-
-/* What PyArg leaves as objects: names of the arguments and where they go. */
-static bool
-parse_sizes(PyObject *const *from, oct_matrix_desc *d, oct_source_objects *o)
-{
-    if (!from[2]) {
-        PyErr_SetString(PyExc_TypeError,
-                        "matrix() missing required keyword-only argument: 'row_stride'");
-        return false;
-    }
-    return oct_arg_i64(from[0], "matrix: n", 1, INT32_MAX, &d->n) &&
-           oct_arg_i64(from[1], "matrix: k", 1, INT32_MAX, &d->k) &&
-           oct_arg_size(from[2], "matrix: row_stride", &d->row_stride) &&
-           oct_arg_size(from[3], "matrix: group_stride", &d->group_stride) &&
-           oct_arg_size(from[4], "matrix: scale_offset", &o->scale_offset) &&
-           oct_arg_size(from[5], "matrix: min_offset", &o->min_offset) &&
-           oct_arg_size(from[6], "matrix: code_offset", &o->code_offset) &&
-           oct_arg_size(from[7], "matrix: scale_row_stride", &d->scale_row_stride) &&
-           oct_arg_size(from[8], "matrix: scale_group_stride", &d->scale_group_stride) &&
-           oct_arg_size(from[9], "matrix: zero_row_stride", &d->zero_row_stride);
-}
-
-static PyObject *
-weights_matrix(oct_py_weights *self, PyObject *args, PyObject *kwargs)
-{
-    static char *names[] = {
-        "format", "n", "k", "codes", "source", "values_type", "row_stride", "group_stride",
-        "scales", "mins", "scale_type", "scale_offset", "min_offset", "code_offset",
-        "scale_row_stride", "scale_group_stride", "zeros", "zero_row_stride", "row_map", NULL};
-    PyObject *format, *source = NULL, *values_type = NULL, *scale_type = NULL;
-    PyObject *size[10] = {NULL};
-    oct_source_objects o = {0};
-    if (!PyArg_ParseTupleAndKeywords(
-            args, kwargs, "OOOO|$OOOOOOOOOOOOOOO:matrix", names, &format, &size[0], &size[1],
-            &o.codes, &source, &values_type, &size[2], &size[3], &o.scales, &o.mins, &scale_type,
-            &size[4], &size[5], &size[6], &size[7], &size[8], &o.zeros, &size[9], &o.row_map))
-        return NULL;
-    oct_py_source s = {.desc = {.source = "bytes"}};
-    PyObject *id = NULL;
-    if (oct_arg_text(format, "matrix: format", false, &s.desc.format) &&
-        oct_arg_text(source, "matrix: source", false, &s.desc.source) &&
-        oct_arg_text(values_type, "matrix: values_type", true, &s.desc.values_type) &&
-        oct_arg_text(scale_type, "matrix: scale_type", true, &s.desc.scale_type) &&
-        parse_sizes(size, &s.desc, &o) && oct_source_open(&s, &o))
-        id = add(self, "Weights.matrix", &s.desc, NULL, 0);
-    oct_source_close(&s);
-    return id;
 }
 
 /* ---- Reading --------------------------------------------------------------------------------- */
@@ -346,8 +261,9 @@ weights_linear(oct_py_weights *self, PyObject *args, PyObject *kwargs)
 #include "csrc/py/weights_doc.h"
 
 static PyMethodDef weights_methods[] = {
-    OCT_METHOD("matrix", weights_matrix, matrix_doc),
-    OCT_METHOD("vector", weights_vector, vector_doc),
+    OCT_METHOD("matrix", oct_weights_matrix, matrix_doc),
+    OCT_METHOD("matrices", oct_weights_matrices, matrices_doc),
+    OCT_METHOD("vector", oct_weights_vector, vector_doc),
     OCT_METHOD("info", weights_info, info_doc),
     OCT_METHOD("unpack", weights_unpack, unpack_doc),
     OCT_METHOD("rows", weights_rows, rows_doc),

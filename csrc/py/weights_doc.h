@@ -15,6 +15,10 @@ PyDoc_STRVAR(matrix_doc,
 "the call; offsets are bytes from each buffer's start, strides bytes (kernels.h's oct_source).\n"
 "Every address that packing will touch is checked against its buffer first (ValueError).\n"
 "Interleaved blocks (GGUF) pass the same buffer three times with different offsets.");
+PyDoc_STRVAR(matrices_doc,
+"matrices($self, sources)\n--\n\n"
+"Pack many matrices in one parallel pass, all or none, and return their ids.\n\n"
+"Each of sources is a dict of the arguments of matrix(), all by name.");
 PyDoc_STRVAR(vector_doc,
 "vector($self, values)\n--\n\nCopy a float32 vector (a norm, a bias) and return its id.");
 PyDoc_STRVAR(info_doc,

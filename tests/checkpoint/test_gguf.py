@@ -1,6 +1,7 @@
 """GGUF files written and decoded by the `gguf` package, read by us: names, bytes and values."""
 
 import os
+import struct
 import time
 
 import gguf
@@ -170,6 +171,48 @@ def test_large_vocabularies_open_fast(tmp_path):
         seconds = time.perf_counter() - start
         assert list(checkpoint.metadata["tokenizer.ggml.tokens"]) == tokens
     assert seconds < 5, seconds  # a watchdog at ten times the figure
+
+
+def string_lists():
+    """Arrays around every edge of reading many strings at once: slabs, windows, odd strings."""
+    rng = np.random.default_rng(7)
+    many = [f"token {i:x}" * (1 + i % 3) for i in range(9000)]
+    odd = ["", "\0", "a\0b", "é", "𝄞" * 70, "x" * 255, "x" * 256, "y" * 70_000, " ", "\0" * 40]
+    mixed = list(many)
+    for at in rng.integers(0, len(mixed), 40):
+        mixed[at] = odd[at % len(odd)]
+    yield from ([], ["one"], [""] * 5000, odd, odd * 1000, many, many[:4096], many[:4097], mixed)
+    yield from ([*many, bad, *many[:300]] for bad in odd)
+    yield ["\x01" + "\0" * 7] * 600  # text that looks like the length of the next string
+
+
+@pytest.mark.parametrize("strings", list(string_lists()), ids=lambda s: str(len(s)))
+def test_strings_are_what_was_written_however_they_are_read(tmp_path, strings):
+    raw = [s.encode() for s in strings]
+    body = b"".join(len(s).to_bytes(8, "little") + s for s in raw)
+    head = b"GGUF" + struct.pack("<IQQ", 3, 0, 2) + struct.pack("<Q1sI", 1, b"s", 9)
+    tail = struct.pack("<Q1sII", 1, b"z", 4, 77)  # a key behind it: the walk must end where it ends
+    path = tmp_path / "s.gguf"
+    path.write_bytes(head + struct.pack("<IQ", 8, len(raw)) + body + tail + bytes(64))
+    with open_checkpoint(path) as checkpoint:
+        got = checkpoint.metadata["s"]
+        assert checkpoint.metadata["z"] == 77
+        assert got.tolist() == list(got) == strings
+        assert got[1:3] == strings[1:3] and len(got) == len(strings)
+        assert [got[i] for i in range(len(got))[:5]] == strings[:5]
+
+
+def test_text_that_is_none_is_named_however_it_is_read(tmp_path):
+    raw = [b"good"] * 5000 + [b"half \xc3"] + [b"\xa9 other half"] + [b"good"] * 10
+    body = b"".join(len(s).to_bytes(8, "little") + s for s in raw)
+    head = b"GGUF" + struct.pack("<IQQ", 3, 0, 1) + struct.pack("<Q1sI", 1, b"s", 9)
+    path = tmp_path / "s.gguf"
+    path.write_bytes(head + struct.pack("<IQ", 8, len(raw)) + body + bytes(64))
+    with open_checkpoint(path) as checkpoint:
+        strings = checkpoint.metadata["s"]
+        for read in (list, type(strings).tolist, lambda s: s[5000]):
+            with pytest.raises(CheckpointError, match=r"'s' at byte \d+ .*UTF-8"):
+                read(strings)
 
 
 def test_split_files_are_one_checkpoint(tmp_path):

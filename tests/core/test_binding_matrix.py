@@ -191,3 +191,120 @@ def test_info_and_unpack_have_the_stub_shapes(weights):
         weights.info(10**6)
     with pytest.raises(ValueError):
         weights.unpack(10**6)
+
+
+# ---- many at once ----------------------------------------------------------------------------
+
+
+def source_of(fmt, n, k, rng, pad=1):
+    """Arguments of one random matrix, by name."""
+    if fmt in {"f32", "f16", "bf16"}:
+        raw = rng.integers(0, 256, n * k * (4 if fmt == "f32" else 2), np.uint8)
+        return {"format": fmt, "n": n, "k": k, "codes": raw, "source": "values",
+                "values_type": fmt, "row_stride": len(raw) // n}  # fmt: skip
+    kind = "bytes" if fmt == "w8g32" else "halves"
+    kwargs, codes, scales, zeros = grouped(n, k, kind, pad)
+    sides = {"mins": scales, "zeros": zeros}
+    kwargs["codes"] = rng.integers(0, 256, codes, np.uint8)
+    kwargs["scales"] = rng.integers(0, 256, scales, np.uint8)
+    for name in SIDES.get(fmt, []):
+        top = 16 if name == "zeros" else 256
+        kwargs[name] = rng.integers(0, top, sides[name], np.uint8)
+    return {"format": fmt, "n": n, "k": k, **kwargs}
+
+
+FORMATS = ["f32", "f16", "bf16", "w8g32", *SIDES]
+
+
+def raw_bits(weights, i):
+    return {name: a.tobytes() for name, a in weights.unpack(i).items()}
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_many_at_once_are_the_same_as_one_by_one(threads):
+    rng = np.random.default_rng(3)
+    shapes = [(1, 32), (33, 64), (100, 96), (640, 32), (64, 1024)]
+    sources = [source_of(fmt, n, k, rng) for n, k in shapes for fmt in FORMATS]
+    sources[9]["row_map"] = rng.permutation(sources[9]["n"]).astype(np.int32)
+    together, alone = (_core.Weights(_core.Runtime(threads)) for _ in range(2))
+    alone.vector(f32(5))
+    assert together.matrices(sources[:1]) == [0]
+    assert together.matrices(sources[1:]) == list(range(1, len(sources)))
+    for i, s in enumerate(sources):
+        assert alone.matrix(**s) == i
+        assert together.info(i) == alone.info(i)
+        assert raw_bits(together, i) == raw_bits(alone, i)
+    assert together.nbytes + 20 == alone.nbytes
+
+
+def counts():
+    return {tag: count for tag, (_, count) in _core.memory().items()}
+
+
+def test_many_are_added_all_or_none():
+    rng = np.random.default_rng(4)
+    weights = _core.Weights(_core.Runtime(2))
+    good = [source_of(fmt, 40, 64, rng) for fmt in FORMATS]
+    keep = weights.matrices(good[:2])
+    before, blocks = weights.nbytes, counts()
+    kwargs, codes, scales, _ = grouped(40, 64, "bytes", 0)
+    high = {"format": "q4g32", "n": 40, "k": 64, "scales": bytes(scales), **kwargs}
+    big = bytearray(codes)
+    big[37 * 64 + 5] = big[39 * 64] = 16
+    short = {**good[3], "codes": good[3]["codes"][:-1]}
+    for bad, error, words in [
+        ({**high, "codes": bytes(big)}, ValueError, "source row 37 holds a code"),
+        (short, ValueError, "past the end"),
+        ({**good[0], "format": "q5"}, ValueError, "unknown weight format 'q5'"),
+        ({**good[0], "more": 1}, TypeError, "more"),
+        ({"format": "f32"}, TypeError, "missing"),
+        ({}, TypeError, "missing"),
+        (None, TypeError, r"sources\[7\] must be a dict, got NoneType"),
+    ]:
+        with pytest.raises(error, match=words):
+            weights.matrices([*good, bad])
+        with pytest.raises(error):
+            weights.matrices([bad, *good])
+        assert (weights.nbytes, counts()) == (before, blocks)
+    for none in ([], ()):
+        with pytest.raises(ValueError, match="0 sources, legal are 1 to 65535"):
+            weights.matrices(none)
+    with pytest.raises(ValueError, match="65536 sources"):
+        weights.matrices([good[0]] * 65536)
+    with pytest.raises(TypeError):
+        weights.matrices(5)
+    assert weights.matrices(iter(good)) == list(range(2, 9)) and keep == [0, 1]
+
+
+def test_codes_are_checked_in_the_rows_that_are_packed(weights):
+    kwargs, codes, scales, zeros = grouped(40, 32, "bytes", 0)
+    args = {**kwargs, "scales": bytes(scales)}
+    big = bytearray(codes)
+    big[35 * 32 + 31] = 0xF0
+    rows = np.arange(8, dtype=np.int32)
+    weights.matrix("q4g32", 8, 32, big, row_map=rows, **args)
+    with pytest.raises(ValueError, match="source row 35 holds a code or zero point above 15"):
+        weights.matrix("q4g32", 8, 32, big, row_map=rows + 30, **args)
+    bad_zeros = bytearray(zeros)
+    bad_zeros[12] = 16
+    with pytest.raises(ValueError, match="source row 12 holds a code or zero point above 15"):
+        weights.matrix("q4g32z", 40, 32, bytes(codes), zeros=bad_zeros, **args)
+
+
+def test_large_blocks_hold_what_was_put_in_and_go_back():
+    """Past 4 MiB a block is a mapping of its own, with the ledger and the bytes of any other."""
+    before = _core.memory()["weights"]
+    weights = _core.Weights(_core.Runtime(2))
+    rng = np.random.default_rng(5)
+    for n in (32 << 10, (64 << 10) - 32, (64 << 10), (64 << 10) + 32, 100_000):
+        values = rng.integers(0, 256, (n, 64), np.uint8)
+        i = weights.matrix("bf16", n, 32, values, source="values", values_type="bf16",
+                           row_stride=64)  # fmt: skip
+        assert weights.unpack(i)["values"].tobytes() == values.tobytes()
+    held = _core.memory()["weights"][0] - before[0]
+    assert weights.nbytes <= held < weights.nbytes + 4096
+    weights.close()
+    assert _core.memory()["weights"] == before
+    kwargs = {"source": "values", "values_type": "f32", "row_stride": 0}
+    with pytest.raises(MemoryError, match="no memory"):  # 2^45 bytes, all from one row
+        _core.Weights(_core.Runtime(1)).matrix("f32", 1 << 28, 32768, bytes(1 << 17), **kwargs)

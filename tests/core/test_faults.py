@@ -109,6 +109,14 @@ def new_matrix(s):
     return s.weights.unpack(i)["codes"].tobytes()
 
 
+def new_matrices(s):
+    raw = MATRIX.astype(np.float32)
+    one = {"format": "f32", "n": len(raw), "k": raw.shape[1], "codes": raw, "source": "values"}
+    one |= {"values_type": "f32", "row_stride": raw.strides[0]}
+    ids = s.weights.matrices([one, one, one])
+    return b"".join(s.weights.unpack(i)["values"].tobytes() for i in ids)
+
+
 def new_runtime(s):
     runtime = _core.Runtime(3)
     return run_on(runtime)
@@ -134,6 +142,7 @@ OPERATIONS = {
     "Runtime.sample": lambda s: s.runtime.sample(X, np.full(5, 0.3)).tobytes(),
     "Weights": lambda s: _core.Weights(s.runtime).nbytes,
     "Weights.matrix": new_matrix,
+    "Weights.matrices": new_matrices,
     "Weights.vector": lambda s: s.weights.vector(X[0]),
     "Weights.linear": lambda s: s.weights.linear(s.matrix, X, "a8x2").tobytes(),
     "Program": lambda s: run_on(s.runtime),

@@ -12,7 +12,7 @@ import pytest
 from oracle import fixtures
 
 import octavo
-from octavo import SamplingParams
+from octavo import SamplingParams, progress
 from octavo.errors import BusyError, ClosedError, UnsupportedError
 
 GREEDY = SamplingParams(temperature=0, max_tokens=4, ignore_eos=True)
@@ -242,3 +242,47 @@ def test_import_is_light_and_lazy():
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
     with pytest.raises(AttributeError, match="LLMs"):
         octavo.LLMs  # noqa: B018
+
+
+def test_the_first_token_needs_no_templates_and_no_bars(tiny_llama):
+    """What a start must not pay for: `progress=True` shows bars of long work only."""
+    code = (
+        "import sys, octavo;"
+        "llm = octavo.LLM(sys.argv[1], threads=1);"
+        "llm.generate([[1, 2, 3]], octavo.SamplingParams(max_tokens=1));"
+        "slow = {'jinja2', 'tqdm', 'asyncio', 'subprocess', 'zipfile', 'rich', 'safetensors'};"
+        "assert not slow & set(sys.modules), slow & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code, tiny_llama], check=True, timeout=60)
+
+
+def test_bars_appear_when_they_are_due(monkeypatch):
+    drawn = []
+
+    class Drawn:
+        def __init__(self, **options):
+            drawn.append(options["desc"])
+            self.n, self.start_t = 0, 0.0
+
+        def update(self, count):
+            self.n += count
+
+        def close(self):
+            drawn.append(self.n)
+
+    monkeypatch.setattr(progress, "_draw", lambda options: Drawn(**options))
+    for what, options in [("now", {}), ("never", {"shown": False}), ("later", {"delay": 60.0})]:
+        with progress.Bar(3, what, **options) as bar:
+            bar.update(2)
+            if what == "later":
+                assert not drawn[2:]
+                bar._began -= 61.0
+            bar.update(1)
+        assert bar.n == 3
+    assert drawn == ["now", 3, "later", 3]
+
+
+def test_bars_are_real():
+    with progress.Bar(2, "two", "tok", leave=False) as bar:
+        bar.update(2)
+    assert bar.n == 2

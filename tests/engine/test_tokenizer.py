@@ -144,6 +144,12 @@ def test_wrong_arguments_are_refused(tiny):
     assert tiny.decode(np.array([1, 2], np.int64)) == tiny.decode([1, 2])
 
 
+def test_the_longest_piece_is_that(tiny, spm):
+    for t in (tiny, spm[0]):
+        longest = max(len(t.token_to_piece(i)) for i in range(t.vocab_size))
+        assert t._longest_piece() == longest > 1
+
+
 def test_threads_share_a_tokenizer(tiny):
     want, got = tiny.encode("hello " * 50), []
     threads = [

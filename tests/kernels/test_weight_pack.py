@@ -79,6 +79,39 @@ def test_gguf_records_with_a_row_map(name):
     np.testing.assert_array_equal(data, drawn)
 
 
+ISAS = [isa for isa in calls.ISAS if _probe.runs_here(isa)]
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("name", ["w8g32", "q4g32", "q4g32m"])
+@pytest.mark.parametrize("mapped", [False, True])
+@pytest.mark.parametrize(
+    ("n", "k"), [(1, 32), (31, 64), (32, 32), (33, 512), (64, 544), (96, 576), (100, 1056)]
+)
+def test_every_column_packs_gguf_records_as_drawn(name, isa, mapped, n, k):
+    """Whole and partial blocks, one run and several of different length, any cut of the blocks."""
+    w = calls.random_matrix(name, n, k, np.random.default_rng(n + k), 1)
+    source = gguf(w.codes, w.scales, w.mins, calls.TRAITS[name]["code_bits"])
+    order = np.random.default_rng(8).permutation(n).astype(np.int32) if mapped else None
+    source["row_map"] = order
+    rows = slice(None) if order is None else order
+    mins = None if w.mins is None else w.mins[rows]
+    drawn = oracle.packed(name, w.codes[rows], w.scales[rows], None, mins)
+    each = [(b, b + 1) for b in range(calls.blocks(n))]
+    for spans in (split(n), [(0, calls.blocks(n))], each):
+        data = calls.pack(name, isa, n, k, source, 1, spans)
+        np.testing.assert_array_equal(data, drawn)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("name", calls.GROUPED)
+@pytest.mark.parametrize(("n", "k"), [*SHAPES, (64, 704)])
+def test_every_column_packs_plain_bytes_as_drawn(name, isa, n, k):
+    w = calls.random_matrix(name, n, k, np.random.default_rng(n * k), 2)
+    source = calls.plain_source(w.codes, w.scales, w.zeros, w.mins)
+    np.testing.assert_array_equal(calls.pack(name, isa, n, k, source, 2), w.data)
+
+
 @pytest.mark.parametrize("name", ["q4g32", "q4g32z", "q4g32m"])
 @pytest.mark.parametrize("k", [32, 64, 71])
 def test_pairs(name, k):

@@ -1,8 +1,10 @@
-/* w8g32, AVX2 column: the linears of grouped_avx2.h with the constants of w8g32.h.
- * Packing and gathering, which are not hot, stay with the scalar column. */
+/* w8g32, AVX2 column: the linears of grouped_avx2.h and the packing of
+ * grouped_pack_avx2.h with the constants of w8g32.h. Gathering stays with the scalar column. */
 #include "kernels/weight/w8g32/w8g32.h"
 #include "kernels/weight/grouped_avx2.h"
+#include "kernels/weight/grouped_pack_avx2.h"
 
 const oct_weight_kernels oct_w8g32_avx2 = {
+    .pack = pack_avx2,
     .linear = {linear_a32, linear_a8, linear_a8g32, linear_a8x2},
 };

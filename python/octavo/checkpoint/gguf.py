@@ -7,13 +7,12 @@ are the business of `gguf_checks`; bytes and types that of `dequant`.
 """
 
 import struct
-from array import array
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 from .ggml_types import BY_ID, REMOVED
+from .gguf_strings import Strings, find_starts
 from .source import fail
 
 MAX_HEADER_BYTES = 256 << 20
@@ -31,44 +30,6 @@ _BOOL, _STRING, _ARRAY = 7, 8, 9
 _SCALARS = {0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<?",
             10: "<Q", 11: "<q", 12: "<d"}  # fmt: skip
 _U32, _U64 = struct.Struct("<I"), struct.Struct("<Q")
-
-
-class Strings(Sequence):
-    """A string array of a GGUF header, decoded when looked at. Read-only.
-
-    Holds the header's bytes and one offset per element, so a vocabulary that nobody reads costs
-    neither time nor objects.
-    """
-
-    __slots__ = ("_data", "_path", "_starts", "_what")
-
-    def __init__(self, data, starts, path, what):
-        self._data, self._starts, self._path, self._what = data, starts, path, what
-
-    def __len__(self):
-        return len(self._starts)
-
-    def __getitem__(self, index):
-        if isinstance(index, slice):
-            return [self._text(at) for at in self._starts[index]]
-        return self._text(self._starts[index])
-
-    def __iter__(self):
-        return map(self._text, self._starts)
-
-    def __eq__(self, other):
-        return isinstance(other, Sequence) and list(self) == list(other)
-
-    def __repr__(self):
-        return f"<{len(self)} strings of {self._what}>"
-
-    def _text(self, at):
-        end = at + 8 + _U64.unpack_from(self._data, at)[0]
-        try:
-            return str(self._data[at + 8 : end], "utf-8")
-        except UnicodeDecodeError:
-            raw = bytes(self._data[at + 8 : end])
-            raise fail(self._path, self._what, raw, "UTF-8 text", at + 8) from None
 
 
 class TensorInfo(NamedTuple):
@@ -236,28 +197,12 @@ def _numbers(cursor, key, kind, count):
 
 
 def _strings(cursor, key, count):
-    """Find where each string starts. The only long loop of the walk: keep it lean."""
     what = f"length of {key!r}"
     most = min(MAX_STRINGS, (cursor.limit - cursor.at) // 8)
     if count > most:
         raise fail(cursor.path, what, count, f"at most {most} strings here", cursor.at - 8)
-    starts = array("Q", [0]) * count
-    unpack, data, at, have = _U64.unpack_from, cursor.data, cursor.at, cursor.have
-    for i in range(count):
-        if at + 8 > have:
-            have = _refill(cursor, at, 8, key)
-        starts[i] = at
-        at += 8 + unpack(data, at)[0]
-        if at > have:
-            have = _refill(cursor, starts[i], at - starts[i], key)
-    cursor.at = at
-    return Strings(data.toreadonly(), starts, cursor.path, repr(key))
-
-
-def _refill(cursor, at, count, key):
-    cursor.at = at
-    cursor.need(count, f"string in {key!r}")
-    return cursor.have
+    starts = find_starts(cursor, key, count)
+    return Strings(cursor.data.toreadonly(), starts, cursor.path, repr(key))
 
 
 def _alignment(path, metadata):

@@ -9,7 +9,8 @@ import re
 
 import numpy as np
 
-from .gguf import Strings, read_header
+from .gguf import read_header
+from .gguf_strings import Strings
 from .source import File, fail
 
 MAX_LAYERS = 4096

@@ -4,7 +4,6 @@ Both file formats end here, in the same two classes. Everything below is a descr
 were proven when the file was opened; nothing here reads a number from the file again.
 """
 
-import hashlib
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -192,6 +191,8 @@ class Checkpoint:
         return self._identity
 
     def _hash(self):
+        import hashlib
+
         digest = hashlib.sha256(f"octavo checkpoint 1 {self.kind}\n".encode())
         for t in self._tensors.values():
             digest.update(f"{t.name}\0{t.type}{t.shape}{t.offset}\n".encode())

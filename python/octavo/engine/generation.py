@@ -5,6 +5,7 @@ from collections.abc import Sequence as SequenceABC
 from typing import TYPE_CHECKING, Any
 
 from octavo.errors import NumericalError
+from octavo.progress import Bar
 
 from .batch import Batch
 from .outputs import RequestOutput
@@ -63,7 +64,7 @@ class Generation:
         with self._stepper.use("generate", *self._pools.values()):
             requests = self._requests(prompts, sampling_params)
             batch = Batch(self._stepper, self._pool, requests)
-            with _bar(len(requests), not use_tqdm) as bar:
+            with Bar(len(requests), "generate", "request", shown=use_tqdm) as bar:
                 for _ in batch.run():
                     bar.update(sum(r.output.finished for r in requests) - bar.n)
         outputs = [r.output for r in requests]
@@ -145,12 +146,6 @@ class Generation:
                     raise ValueError(
                         f"generate: {name} has id {i}; legal: 0 to {self.spec.vocab - 1}"
                     )
-
-
-def _bar(total: int, hidden: bool) -> Any:
-    from tqdm.auto import tqdm
-
-    return tqdm(total=total, desc="generate", unit="request", disable=hidden)
 
 
 def _raise_failures(outputs: list[RequestOutput]) -> None:

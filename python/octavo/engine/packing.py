@@ -16,8 +16,11 @@ import numpy.typing as npt
 from octavo import _core
 from octavo.errors import CheckpointError
 from octavo.model import ModelSpec, TensorUse
+from octavo.progress import Bar
 from octavo.quant import rtn
 from octavo.scheme import CHECKPOINT, WeightScheme, is_grouped
+
+_PASS_BYTES = 256 << 20  # of a file in one pass: a fraction of a second, between looks at Ctrl-C
 
 _VALUES = {"F32": "f32", "F16": "f16", "BF16": "bf16"}
 _DTYPES = {"f32": np.dtype(np.float32), "f16": np.dtype(np.float16),
@@ -106,32 +109,69 @@ class Packed:
         self.ids: dict[str, int] = {}
         self.report = LoadReport()
         self.users = 0
+        loader = _Loader(self.core, checkpoint.tensors, scheme)
         try:
-            for use in _progress(spec.uses, progress):
-                self._add(use, checkpoint.tensors[use.tensor], scheme)
+            count, options = len(spec.uses), {"delay": 1.0, "leave": False}
+            with Bar(count, "load", "tensor", shown=progress, **options) as bar:
+                for use in spec.uses:
+                    bar.update(loader.add(use))
+                bar.update(loader.flush())
         except BaseException:
             self.core.close()
             raise
+        for use in spec.uses:
+            self.ids[use.role], stored, held, nbytes = loader.done[use.role]
+            self.report.add(use.role, stored, held, nbytes)
 
-    def _add(self, use: TensorUse, tensor: Any, scheme: WeightScheme) -> None:
+
+class _Loader:
+    """Packs tensors as they come; those held as they are stored, in passes over many.
+
+    A pass reads the file's own bytes, so however many matrices wait for it hold no memory.
+
+    Attributes
+    ----------
+    done : dict of str to (int, str, str, int)
+        By role: handle, stored type, format, packed bytes.
+    """
+
+    def __init__(self, core: Any, tensors: Any, scheme: WeightScheme) -> None:
+        self._core, self._tensors, self._scheme = core, tensors, scheme
+        self._waiting: list[tuple[TensorUse, str, dict[str, Any]]] = []
+        self._bytes = 0
+        self.done: dict[str, tuple[int, str, str, int]] = {}
+
+    def add(self, use: TensorUse) -> int:
+        """Take one tensor; return how many were packed now."""
+        tensor = self._tensors[use.tensor]
         if len(use.shape) == 1:
             values = tensor.dequantize()
             values = values if use.row_map is None else values[use.row_map]
-            self.ids[use.role] = self.core.vector(np.ascontiguousarray(values))
-            self.report.add(use.role, tensor.type, "f32", values.nbytes)
-            return
-        before = self.core.nbytes
-        held = scheme.format_of(use.role)
-        if held == CHECKPOINT:
-            held = _stored_format(tensor.type)
-        self.ids[use.role] = add_tensor(self.core, tensor, held, use, scheme.grid)
-        self.report.add(use.role, tensor.type, held, self.core.nbytes - before)
+            handle = self._core.vector(np.ascontiguousarray(values))
+            self.done[use.role] = (handle, tensor.type, "f32", values.nbytes)
+            return 1
+        held = self._scheme.format_of(use.role)
+        held = _stored_format(tensor.type) if held == CHECKPOINT else held
+        source = stored_source(tensor, held, use)
+        if source is None:
+            before = self._core.nbytes
+            handle = _add_converted(self._core, tensor, held, use, self._scheme.grid)
+            self.done[use.role] = (handle, tensor.type, held, self._core.nbytes - before)
+            return 1
+        self._waiting.append((use, tensor.type, source))
+        self._bytes += tensor.nbytes
+        return self.flush() if self._bytes >= _PASS_BYTES else 0
 
-
-def _progress(uses: tuple[TensorUse, ...], shown: bool) -> Any:
-    from tqdm.auto import tqdm
-
-    return tqdm(uses, desc="load", unit="tensor", leave=False, disable=not shown, delay=1.0)
+    def flush(self) -> int:
+        """Pack what waits; return how many that were."""
+        waiting, self._waiting, self._bytes = self._waiting, [], 0
+        if not waiting:
+            return 0
+        handles = self._core.matrices([source for _, _, source in waiting])
+        for handle, (use, stored, source) in zip(handles, waiting, strict=True):
+            nbytes = self._core.info(handle)["nbytes"]
+            self.done[use.role] = (handle, stored, source["format"], nbytes)
+        return len(waiting)
 
 
 def _stored_format(kind: str) -> str:
@@ -141,13 +181,20 @@ def _stored_format(kind: str) -> str:
     return _VALUES.get(kind, "f32")
 
 
-def add_tensor(core: Any, tensor: Any, held: str, use: TensorUse, grid: int | str | None) -> int:
-    """Pack one matrix of a checkpoint in format `held`, and return its handle."""
+def stored_source(tensor: Any, held: str, use: TensorUse) -> dict[str, Any] | None:
+    """Where `_core.Weights.matrix` finds a tensor held as it is stored, or None."""
     block = _BLOCKS.get(tensor.type)
     if block and block.format == held:
-        return _add_blocks(core, tensor, block, use)
+        return _block_source(tensor, block, use)
     if _VALUES.get(tensor.type) == held:
-        return add_values(core, held, tensor.array(), use.row_map)
+        return _values_source(held, *use.shape, tensor.raw(), held, use.row_map)
+    return None
+
+
+def _add_converted(
+    core: Any, tensor: Any, held: str, use: TensorUse, grid: int | str | None
+) -> int:
+    """Pack one matrix in a format that is not the stored one, and return its handle."""
     values = tensor.dequantize()
     if is_grouped(held):
         if use.row_map is not None:
@@ -173,30 +220,36 @@ def cast_values(values: npt.NDArray[np.float32], held: str, what: str) -> npt.ND
     return out
 
 
-def _add_blocks(core: Any, tensor: Any, block: _Block, use: TensorUse) -> int:
+def _block_source(tensor: Any, block: _Block, use: TensorUse) -> dict[str, Any]:
     n, k = use.shape
     raw = tensor.raw()
     row = k // 32 * block.nbytes
     mins = {} if block.mins is None else {"mins": raw, "min_offset": block.mins}
-    return core.matrix(
-        block.format, n, k, raw, source=block.source, code_offset=block.codes,
+    return dict(
+        format=block.format, n=n, k=k, codes=raw, source=block.source, code_offset=block.codes,
         row_stride=row, group_stride=block.nbytes,
         scales=raw, scale_type="f16", scale_row_stride=row, scale_group_stride=block.nbytes,
         row_map=use.row_map, **mins,
     )  # fmt: skip
 
 
+def _values_source(
+    held: str, n: int, k: int, raw: npt.NDArray[np.uint8], kind: str,
+    row_map: npt.NDArray[np.int32] | None,
+) -> dict[str, Any]:  # fmt: skip
+    return dict(
+        format=held, n=n, k=k, codes=raw, source="values", values_type=kind,
+        row_stride=k * _DTYPES[kind].itemsize, row_map=row_map,
+    )  # fmt: skip
+
+
 def add_values(
     core: Any, held: str, values: npt.NDArray[Any], row_map: npt.NDArray[np.int32] | None = None
 ) -> int:
-    """Pack a float matrix whose elements are already of the format's type."""
-    n, k = values.shape
+    """Pack a float matrix; its elements are of the format's type, or of one that is widened."""
     kind = next(name for name, dtype in _DTYPES.items() if dtype == values.dtype)
     raw = np.ascontiguousarray(values).view(np.uint8)
-    return core.matrix(
-        held, n, k, raw, source="values", values_type=kind,
-        row_stride=k * values.dtype.itemsize, row_map=row_map,
-    )  # fmt: skip
+    return core.matrix(**_values_source(held, *values.shape, raw, kind, row_map))
 
 
 def add_quantized(core: Any, q: rtn.Quantized) -> int:

@@ -4,7 +4,7 @@ All on float32 logits in a fixed order, so a completion is a function of (logits
 index, position) alone, whatever batch it ran in. Log-probabilities are of the untouched logits.
 """
 
-import secrets
+import os
 from typing import Any
 
 import numpy as np
@@ -128,7 +128,7 @@ def _checked_row(row: Any, vocab: int) -> Row:
 
 def seed_of(params: SamplingParams) -> int:
     """Return the request's seed, drawing a fresh one where none was given."""
-    return secrets.randbits(64) if params.seed is None else params.seed
+    return int.from_bytes(os.urandom(8), "little") if params.seed is None else params.seed
 
 
 def top_logprobs(

@@ -16,6 +16,7 @@ import numpy.typing as npt
 from octavo import _core
 from octavo.errors import BusyError, ClosedError, NumericalError, OutOfPages
 from octavo.model import Program
+from octavo.progress import Bar
 
 from .capture import Taps
 from .cost import Profile
@@ -126,7 +127,8 @@ class Stepper:
             If keys, values or logits are not finite.
         """
         at, rows = 0, self.max_rows
-        with _bar(what, len(ids), shown and len(ids) > 4 * rows) as bar:
+        slow = shown and len(ids) > 4 * rows
+        with Bar(len(ids), what, "tok", shown=slow, delay=1.0, leave=False) as bar:
             while at < len(ids):
                 chunk = ids[at : at + rows]
                 first = min(len(chunk), max(0, skip - at))
@@ -153,9 +155,3 @@ class Stepper:
         """Free the program's scratch; idempotent."""
         self._closed = True
         self.core.close()
-
-
-def _bar(what: str, total: int, shown: bool) -> Any:
-    from tqdm.auto import tqdm
-
-    return tqdm(total=total, desc=what, unit="tok", leave=False, delay=1.0, disable=not shown)

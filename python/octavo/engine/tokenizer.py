@@ -12,7 +12,6 @@ import tokenizers
 
 from octavo.errors import UnsupportedError
 
-from .chat_template import ChatTemplate
 from .vocabulary import BYTE_LEVEL, Vocabulary, from_folder, from_gguf
 
 
@@ -118,7 +117,7 @@ class Tokenizer:
             True and the model has no begin token.
         """
         size = self._checked(text)
-        if limit is not None and size > limit * self._longest_piece():
+        if limit is not None and size > limit and size > limit * self._longest_piece():
             least = -(-size // self._longest_piece())
             raise ValueError(
                 f"encode: {size} bytes of text are at least {least} tokens, and at most {limit} fit"
@@ -141,9 +140,16 @@ class Tokenizer:
             ) from None
 
     def _longest_piece(self):
+        """Bytes of the longest piece, at least 1. No piece is longer than its token's text."""
         if self._longest is None:
-            self._longest = max((len(self._piece(i)) for i in range(self.vocab_size)), default=1)
-        return max(1, self._longest)
+            sizes = [len(text.encode("utf-8")) if text else 0 for text in self._vocabulary.texts]
+            longest = 1
+            for i in sorted(range(len(sizes)), key=sizes.__getitem__, reverse=True):
+                if sizes[i] <= longest:
+                    break
+                longest = max(longest, len(self._piece(i)))
+            self._longest = longest
+        return self._longest
 
     def _frame(self, add_special):
         v = self._vocabulary
@@ -262,6 +268,8 @@ class Tokenizer:
                 "or format the prompt yourself"
             )
         if source not in self._templates:
+            from .chat_template import ChatTemplate  # needs jinja2, which few runs do
+
             self._templates[source] = ChatTemplate(source, self.path)
         return self._templates[source]
 

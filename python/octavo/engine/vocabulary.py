@@ -7,7 +7,9 @@ package. Whatever is not understood exactly is refused by name; nothing is guess
 
 import json
 from dataclasses import dataclass, field
+from itertools import chain
 
+import numpy as np
 import tokenizers
 from tokenizers import AddedToken, Regex, models, normalizers, pre_tokenizers
 
@@ -57,9 +59,9 @@ def from_gguf(metadata, path):
     get = _Keys(metadata)
     if get("tokens") is None:
         raise fail(path, "tokenizer.ggml.tokens", "absent", "an array; or pass tokenizer=")
-    texts = list(get("tokens"))
+    texts = get("tokens").tolist()
     types = get("token_type")
-    types = [_NORMAL] * len(texts) if types is None else types.tolist()
+    types = np.full(len(texts), _NORMAL) if types is None else types
     ids = _ids_by_text(texts, path)
     kind = get("model")
     if kind == "gpt2":
@@ -75,8 +77,8 @@ def from_gguf(metadata, path):
         raise UnsupportedError(
             f"{path}: tokenizer.ggml.model {kind!r:.80} is not read; known: {known}"
         )
-    special = frozenset(i for i, t in enumerate(types) if t in (_CONTROL, _UNKNOWN))
-    literal = special | {i for i, t in enumerate(types) if t == _USER}
+    special = frozenset(np.flatnonzero(np.isin(types, (_CONTROL, _UNKNOWN))).tolist())
+    literal = special.union(np.flatnonzero(types == _USER).tolist())
     _add_tokens(core, texts, special, literal)
     bos, eos = get("bos_token_id"), get("eos_token_id")
     extra = {get("eot_token_id"), get("eom_token_id"), eos} - {None}
@@ -114,7 +116,7 @@ def _gguf_templates(metadata):
 
 
 def _ids_by_text(texts, path):
-    ids = {text: i for i, text in enumerate(texts)}
+    ids = dict(zip(texts, range(len(texts)), strict=True))
     if len(ids) != len(texts):
         twice = next(i for i, text in enumerate(texts) if ids[text] != i)
         legal = f"each token once; id {ids[texts[twice]]} is the same"
@@ -129,8 +131,7 @@ def _ends(ids, texts, special):
 def _byte_level_bpe(ids, merges, pre, path):
     if merges is None:
         raise fail(path, "tokenizer.ggml.merges", "absent", "an array of strings")
-    # The first character may itself be a space in odd vocabularies, hence the search from 1.
-    pairs = [(m[:at], m[at + 1 :]) for m in merges for at in (m.find(" ", 1),)]
+    pairs = list(map(_pair, merges.tolist()))
     _check_merges(pairs, ids, path)
     core = tokenizers.Tokenizer(models.BPE(ids, pairs, ignore_merges=pre.ignore_merges))
     splits = [pre_tokenizers.Split(Regex(p), "isolated") for p in pre.patterns]
@@ -139,7 +140,17 @@ def _byte_level_bpe(ids, merges, pre, path):
     return core
 
 
+def _pair(merge):
+    # The first character may itself be a space in odd vocabularies, hence the search from 1.
+    at = merge.find(" ", 1)
+    return merge[:at], merge[at + 1 :]
+
+
 def _check_merges(pairs, ids, path):
+    """Refuse a merge of what is no token. The library would panic over some of them."""
+    parts = chain(chain.from_iterable(pairs), map("".join, pairs))
+    if all(map(ids.__contains__, parts)):
+        return
     for rank, (left, right) in enumerate(pairs):
         if left not in ids or right not in ids or left + right not in ids:
             legal = "two tokens whose concatenation is a token"
@@ -151,7 +162,7 @@ def _sentencepiece_bpe(ids, texts, types, get, space, path):
     scores = get("scores")
     if scores is None:
         raise fail(path, "tokenizer.ggml.scores", "absent", "one float per token")
-    scores = scores.tolist()
+    scores, types = scores.tolist(), types.tolist()
     longest = max(map(len, texts))
     if longest > MAX_PIECE:
         raise fail(path, "longest token", f"{longest} characters", f"at most {MAX_PIECE}")
