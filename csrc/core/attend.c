@@ -155,9 +155,9 @@ static oct_ahead ahead_of(const walk *w, int64_t first, int pages, int at)
     const int side = at < pages || at >= 2 * pages ? OCT_SEGMENT_K : OCT_SEGMENT_V;
     const int64_t page = first + (at < pages ? at : at - pages);
     if (page >= (w->tokens + P - 1) / P || !is_sealed(w, page)) return (oct_ahead){0};
-    const char *block = oct_sealed_block(w->j->a->cache, w->j->a->layer,
-                                         w->part->seq->table[page].page, w->head, side);
-    return (oct_ahead){block, block + sides[side].block_bytes};
+    const char *next = oct_sealed_block(w->j->a->cache, w->j->a->layer,
+                                        w->part->seq->table[page].page, w->head, side);
+    return (oct_ahead){next, next + sides[side].block_bytes};
 }
 
 /* (o, m, l) of one chunk into `out`. */
