@@ -51,6 +51,7 @@ struct oct_pool {
     _Alignas(64) _Atomic int sleepers;
     _Atomic bool cancel, stop;
     size_t n, grain;
+    bool shared; /* claims are shares of what is left, at most `grain` */
     oct_task_fn fn;
     void *ctx;
 
@@ -76,13 +77,30 @@ int64_t oct_now_ns(void)
     return (int64_t)t.tv_sec * 1000000000 + t.tv_nsec;
 }
 
+/* The next tasks for one lane; false: there are none. */
+static bool take(oct_pool *p, size_t *lo, size_t *hi)
+{
+    if (!p->shared) {
+        *lo = atomic_fetch_add_explicit(&p->next, p->grain, memory_order_relaxed);
+        *hi = *lo < p->n && p->n - *lo < p->grain ? p->n : *lo + p->grain;
+        return *lo < p->n;
+    }
+    *lo = atomic_load_explicit(&p->next, memory_order_relaxed);
+    do {
+        if (*lo >= p->n) return false;
+        const size_t share = (p->n - *lo) / (2 * (size_t)(p->started + 1));
+        *hi = *lo + (share < 1 ? 1 : share < p->grain ? share : p->grain);
+    } while (!atomic_compare_exchange_weak_explicit(&p->next, lo, *hi, memory_order_relaxed,
+                                                    memory_order_relaxed));
+    return true;
+}
+
 static void claim(oct_pool *p, int lane)
 {
     for (;;) {
+        size_t lo, hi;
         if (atomic_load_explicit(&p->cancel, memory_order_relaxed)) return;
-        const size_t lo = atomic_fetch_add_explicit(&p->next, p->grain, memory_order_relaxed);
-        if (lo >= p->n) return;
-        const size_t hi = p->n - lo < p->grain ? p->n : lo + p->grain;
+        if (!take(p, &lo, &hi)) return;
         p->fn(p->ctx, lo, hi, lane);
         if (lane != 0 || !p->poll.ask) continue;
         if (oct_cancel_due()) atomic_store(&p->cancel, true);
@@ -134,15 +152,16 @@ static void wake_all(oct_pool *p)
     pthread_mutex_unlock(&p->sleep_lock);
 }
 
-void oct_parallel(oct_pool *p, size_t n, size_t grain, oct_task_fn fn, void *ctx)
+static void run_loop(oct_pool *p, size_t n, size_t grain, bool shared, oct_task_fn fn, void *ctx)
 {
     if (n == 0) return;
     p->n = n;
     p->grain = grain ? grain : 1;
+    p->shared = shared;
     p->fn = fn;
     p->ctx = ctx;
     atomic_store_explicit(&p->next, 0, memory_order_relaxed);
-    if (p->started == 0 || n <= p->grain) {
+    if (p->started == 0 || n == 1 || (!shared && n <= p->grain)) {
         claim(p, 0);
         return;
     }
@@ -154,6 +173,16 @@ void oct_parallel(oct_pool *p, size_t n, size_t grain, oct_task_fn fn, void *ctx
         RELAX();
         if (spins > 20000) sched_yield(); /* a neighbour may hold the core that the worker needs */
     }
+}
+
+void oct_parallel(oct_pool *p, size_t n, size_t grain, oct_task_fn fn, void *ctx)
+{
+    run_loop(p, n, grain, false, fn, ctx);
+}
+
+void oct_parallel_shares(oct_pool *p, size_t n, size_t most, oct_task_fn fn, void *ctx)
+{
+    run_loop(p, n, most, true, fn, ctx);
 }
 
 /* Fewer lanes than asked for give the same bits, so a thread that cannot start is not an error. */

@@ -173,13 +173,11 @@ void oct_products_run(oct_runtime *rt, const oct_product *product, int count)
         job.first[i + 1] = job.first[i] + nb * mb;
     }
     const size_t tiles = job.first[count];
-    /* A claim is a few microseconds of work, and lanes get at least four each to even out; but no
-     * claim may last long, since signals are looked at between claims: 50 ms at 2 or 40 Gop/s. */
-    const size_t grain = tiles / ((size_t)rt->threads * 8) + 1;
+    /* No claim may last long, since signals are looked at between claims: 50 ms at 2 or 40 Gop/s. */
     const size_t rows = (size_t)(product[0].x->m < OCT_TILE_M ? product[0].x->m : OCT_TILE_M);
     const size_t tile = 2 * OCT_BLOCK_N * rows * (size_t)product[0].w->m.k;
     const size_t most = (rt->kernels.isa == OCT_SCALAR ? 100000000 : 2000000000) / tile + 1;
-    oct_parallel(rt->pool, tiles, grain < most ? grain : most, run_tiles, &job);
+    oct_parallel_shares(rt->pool, tiles, most, run_tiles, &job);
 }
 
 oct_status oct_rows_alloc(oct_rows *rows, const char *operation, int m, int k)
