@@ -81,7 +81,7 @@ def machine(
         with _roofs_lock:
             if refresh or key not in _roofs:
                 cache = last_level_cache()
-                nbytes = max(1 << 20, min(max(3 * cache, 64 << 20), available_memory() // 4))
+                nbytes = _stream_bytes(cache, runtime.threads)
                 _roofs[key] = Machine(
                     runtime.cpu, runtime.isa, runtime.threads, cache,
                     **runtime.roofs(nbytes, seconds),
@@ -89,6 +89,15 @@ def machine(
             return _roofs[key]
     finally:
         runtime.close()
+
+
+def _stream_bytes(cache: int, threads: int) -> int:
+    """Return how much to read: each thread's part is four times a last-level cache.
+
+    Threads may sit on cores that share none, each keeping a part of what it reads.
+    """
+    wanted = min(max(4 * cache * threads, 64 << 20), 1 << 30)
+    return max(1 << 20, min(wanted, available_memory() // 4))
 
 
 def profile(llm: Any, *, context: int = 0, prefill: int = 512, decode: int = 64) -> dict[str, Any]:
