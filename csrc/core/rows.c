@@ -239,6 +239,14 @@ void oct_rows_store(oct_cache *c, oct_part_of_step *part, int count, int layer, 
     }
 }
 
+/* A page of the rows' own type is its four open units, one after the other: their values were checked
+ * when they were stored. */
+static void copy_units(const oct_cache *c, const char *open, const oct_side *s, char *sealed)
+{
+    for (int u = 0; u < UNITS; u++)
+        memcpy(sealed + (size_t)u * s->unit_bytes, open + (size_t)u * c->unit_bytes, s->unit_bytes);
+}
+
 /* An open page's head as 64 plain rows, what `seal` takes. */
 static void gather_rows(const oct_cache *c, const char *block, const oct_side *s, bool key, char *out)
 {
@@ -261,8 +269,13 @@ void oct_seal_head(oct_cache *c, int layer, const oct_entry *e, int head, void *
 {
     for (int side = 0; side < 2; side++) {
         const oct_side *s = &c->layer[layer].side[side];
+        const char *open = oct_open_block(c, layer, e->slot, head, side);
         int token, channel;
-        gather_rows(c, oct_open_block(c, layer, e->slot, head, side), s, side == OCT_SEGMENT_K, lane);
+        if (s->format == s->open_format) {
+            copy_units(c, open, s, oct_sealed_block(c, layer, e->page, head, side));
+            continue;
+        }
+        gather_rows(c, open, s, side == OCT_SEGMENT_K, lane);
         const oct_seal_args args = {
             lane, (size_t)s->width, s->width, side == OCT_SEGMENT_K ? OCT_ROLE_K : OCT_ROLE_V,
             oct_sealed_block(c, layer, e->page, head, side), &token, &channel,

@@ -40,6 +40,7 @@ void oct_fp_leave(oct_fp_word old)
 
 #define SPIN_NS 50000
 #define POLL_NS 30000000
+#define LEAST_SHARE 3 /* fewer tasks cost more to hand out than they even out */
 
 /* epoch is odd while a loop is open. A worker announces itself in `inside` before it looks again at
  * epoch; the caller closes the loop before it looks at `inside`. With sequentially consistent
@@ -89,7 +90,9 @@ static bool take(oct_pool *p, size_t *lo, size_t *hi)
     do {
         if (*lo >= p->n) return false;
         const size_t share = (p->n - *lo) / (2 * (size_t)(p->started + 1));
-        *hi = *lo + (share < 1 ? 1 : share < p->grain ? share : p->grain);
+        const size_t most = share < p->grain ? share : p->grain;
+        *hi = *lo + (most < LEAST_SHARE ? LEAST_SHARE : most);
+        if (*hi > p->n) *hi = p->n;
     } while (!atomic_compare_exchange_weak_explicit(&p->next, lo, *hi, memory_order_relaxed,
                                                     memory_order_relaxed));
     return true;
