@@ -12,7 +12,7 @@ enum {
     SUPER = 4096 / CHUNK, /* chunks */
     RUN = 32768 / CHUNK,
     LEVELS = 3,
-    AHEAD_BYTES = 8192, /* how far ahead of the walk memory is asked for */
+    AHEAD_BYTES = 32768, /* how far ahead of the walk memory is asked for, at most a chunk */
 };
 
 typedef struct {
