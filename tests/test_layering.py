@@ -19,6 +19,7 @@ C_STANDARD = {
 KERNEL_STANDARD = C_STANDARD - {"stdio.h", "errno.h", "threads.h", "signal.h", "setjmp.h", "time.h"}
 INTRINSICS = {
     "immintrin.h",
+    "xmmintrin.h",
     "cpuid.h",
     "arm_neon.h",
     "cuda_runtime.h",
@@ -65,6 +66,12 @@ def test_kernels_include_kernels_and_the_standard(path):
     assert all(name.startswith("kernels/") for name in quoted), quoted
     allowed = KERNEL_STANDARD | INTRINSICS
     assert set(angled) <= allowed, set(angled) - allowed
+
+
+@pytest.mark.parametrize("path", c_files("csrc"), ids=ids)
+def test_intrinsics_stay_in_kernels(path):
+    assert not set(includes(path)[1]) & INTRINSICS
+    assert not re.search(r"\b_mm(256|512)?_\w+|\b__builtin_(ia32|prefetch)\w*", path.read_text())
 
 
 def is_format_header(name):

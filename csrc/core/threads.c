@@ -13,31 +13,6 @@
 
 #include "csrc/core/mem.h"
 
-#if defined(__x86_64__) && !defined(OCT_PORTABLE)
-#include <xmmintrin.h>
-#define RELAX() _mm_pause()
-oct_fp_word oct_fp_enter(void)
-{
-    const oct_fp_word old = _mm_getcsr();
-    _mm_setcsr(0x1F80); /* all exceptions masked, nearest, no FTZ, no DAZ */
-    return old;
-}
-void oct_fp_leave(oct_fp_word old)
-{
-    _mm_setcsr(old);
-}
-#else
-#define RELAX() ((void)0)
-oct_fp_word oct_fp_enter(void)
-{
-    return 0;
-}
-void oct_fp_leave(oct_fp_word old)
-{
-    (void)old;
-}
-#endif
-
 #define SPIN_NS 50000
 #define POLL_NS 30000000
 #define LEAST_SHARE 3 /* fewer tasks cost more to hand out than they even out */
@@ -141,7 +116,7 @@ static void *work(void *arg)
         }
         const int64_t until = oct_now_ns() + SPIN_NS;
         while (atomic_load(&p->epoch) == e && oct_now_ns() < until)
-            for (int i = 0; i < 32; i++) RELAX();
+            for (int i = 0; i < 32; i++) oct_relax();
         if (atomic_load(&p->epoch) == e) sleep_until_not(p, e);
     }
     return NULL;
@@ -173,7 +148,7 @@ static void run_loop(oct_pool *p, size_t n, size_t grain, bool shared, oct_task_
     claim(p, 0);
     atomic_fetch_add(&p->epoch, 1);
     for (int spins = 0; atomic_load(&p->inside) != 0; spins++) {
-        RELAX();
+        oct_relax();
         if (spins > 20000) sched_yield(); /* a neighbour may hold the core that the worker needs */
     }
 }

@@ -4,13 +4,16 @@
  * runs a task never changes a result (tasks are cut by shape alone). The calling thread is lane 0.
  * A worker that is not running a task is never waited for, so a descheduled worker costs nothing
  * but its share. oct_pool_enter / leave bracket a step: one caller at a time, fork noticed, the
- * floating-point control word set to round-to-nearest without FTZ or DAZ, and restored. */
+ * floating-point control word set to round-to-nearest without FTZ or DAZ, and restored. Short work
+ * on the calling thread sets the word alone (oct_fp_enter): it never waits, so that its caller may
+ * hold a host lock that a running step's poll needs. */
 #ifndef OCT_CORE_THREADS_H
 #define OCT_CORE_THREADS_H
 
 #include <stddef.h>
 
 #include "csrc/core/status.h"
+#include "kernels/cpu.h"
 
 #define OCT_MAX_THREADS 256
 
@@ -28,12 +31,6 @@ void oct_pool_resize(oct_pool *, int threads);
 bool oct_pool_enter(oct_pool *, oct_poll);
 bool oct_pool_cancelled(const oct_pool *);
 bool oct_pool_leave(oct_pool *); /* false: cancelled, and tasks were skipped */
-
-/* The control word alone, for short work on the calling thread. It never waits, so that a caller
- * may hold a host lock that a running step's poll needs. */
-typedef unsigned int oct_fp_word;
-oct_fp_word oct_fp_enter(void);
-void oct_fp_leave(oct_fp_word);
 
 int64_t oct_now_ns(void); /* monotonic */
 
