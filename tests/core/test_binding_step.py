@@ -31,7 +31,7 @@ def test_results_have_the_stub_shapes(kit):
         topk=3,
         captures=[(0, 0), (2, 4)],
     )
-    assert list(out) == ["logits", "logprob", "argmax", "topk", "captures", "ok"]
+    assert list(out) == ["logits", "logprob", "argmax", "topk", "captures", "cost", "ok"]
     assert out["ok"] == [True, True]
     assert [x.shape for x in out["logits"]] == [(2, VOCAB), (0, VOCAB)]
     assert [x.shape for x in out["logprob"]] == [(2,), (0,)]
@@ -45,9 +45,11 @@ def test_results_have_the_stub_shapes(kit):
 
 def test_only_what_was_asked_for(kit):
     seq = kit.cache.open()
-    assert _core.step(kit.program, kit.cache, [(seq, ids(1), 1)]) == {"ok": [True]}
+    out = _core.step(kit.program, kit.cache, [(seq, ids(1), 1)])
+    assert set(out) == {"cost", "ok"} and out["ok"] == [True]
+    assert all(len(four) == 4 and four[0] == 0 for four in out["cost"].values()), "not timed"
     out = _core.step(kit.program, kit.cache, ((seq, ids(1), 0),), targets=[None], quiet=True)
-    assert out == {"ok": [True], "logprob": [None]}
+    assert set(out) == {"cost", "ok", "logprob"} and out["logprob"] == [None]
     assert _core.step(kit.program, kit.cache, [[seq, ids(1), 0]], captures=())["ok"] == [True]
 
 
