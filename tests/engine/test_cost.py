@@ -90,6 +90,17 @@ def test_results_carry_phases_and_times(llm, ids):
     assert first.metrics.prefill.steps > 1, "48 rows a step"
 
 
+def test_a_step_of_several_completions_counts_once_for_their_request(llm, ids):
+    params = octavo.SamplingParams(n=3, temperature=1, seed=1, max_tokens=5, ignore_eos=True)
+    with llm.profile() as all_steps:
+        (out,) = llm.generate([ids[50:70]], params)
+    m = out.metrics
+    assert (m.prefill.tokens + out.num_cached_tokens, m.prefill.steps) == (20, 1)
+    assert (m.decode.tokens, m.decode.steps) == (3 * 4, 4)
+    assert m.prefill.seconds + m.decode.seconds == pytest.approx(all_steps.whole.seconds)
+    assert m.prefill.bytes + m.decode.bytes == all_steps.whole.bytes
+
+
 def test_profile_times_all_kinds_and_nothing_outside_its_block(llm, ids):
     with llm.profile() as profile, llm.sequence(prefix=False) as sequence:
         sequence.append(ids[:130])

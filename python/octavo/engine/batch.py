@@ -123,10 +123,19 @@ class Batch:
         quiet = any(c.request.params.prompt_logprobs is not None for c, _, _ in rows)
         return self.stepper.step(self.pool, items, logits=not plain, argmax=plain, quiet=quiet)
 
+    def _account(self, rows: list[Rows], out: dict[str, Any]) -> None:
+        """Note the step's cost on each request once, however many completions took part."""
+        fed: dict[Request, int] = {}
+        for c, chunk, _ in rows:
+            fed[c.request] = fed.get(c.request, 0) + len(chunk)
+        for request, tokens in fed.items():
+            metrics = request.output.metrics
+            metrics.add_step(out, tokens, metrics.first_token_time is not None)
+
     def _harvest(self, rows: list[Rows], out: dict[str, Any]) -> list[Completion]:
         moved = []
+        self._account(rows, out)
         for i, (c, chunk, first) in enumerate(rows):
-            c.request.output.metrics.add_step(out, len(chunk), len(c.output.token_ids) > 0)
             if not out["ok"][i]:
                 self._fail(c)
                 moved.append(c)
