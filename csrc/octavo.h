@@ -41,8 +41,8 @@ void oct_pages_short(size_t *needed, size_t *available, size_t *evictable);
 typedef struct oct_runtime oct_runtime;
 
 int oct_default_threads(void); /* min(affinity, floor(cgroup quota), physical cores), at least 1 */
-/* threads 0: OCTAVO_THREADS, else the default. isa NULL: OCTAVO_ISA, else the best here; a level above the machine's is
- * OCT_E_UNSUPPORTED. */
+/* threads 0: OCTAVO_THREADS, else the default. isa NULL: OCTAVO_ISA, else the best here; a level
+ * above the machine's is OCT_E_UNSUPPORTED. */
 oct_status oct_runtime_open(oct_runtime **out, int threads, const char *isa);
 void oct_runtime_close(oct_runtime **);
 /* Between slow calls, not during one. */

@@ -19,11 +19,10 @@ const char *oct_cost_name(oct_cost_kind kind)
     return names[kind];
 }
 
-/* By the reading law (attend.c): sealed iff page(s) < page(t) - recent and page(s) >= sinks. */
+/* By the reading law: a query reads sealed what a history up to it holds sealed. */
 static int64_t sealed_pages_seen(const oct_cache *c, int64_t position)
 {
-    const int64_t pages = position / P - c->recent - c->sinks;
-    return pages > 0 ? pages : 0;
+    return oct_sealed_end(c, position) - c->sinks;
 }
 
 static sight sight_of(const step *s)

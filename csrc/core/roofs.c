@@ -1,6 +1,5 @@
 /* roofs.c: what this machine does at best, in this process, on this runtime's pool. */
 #include <string.h>
-#include <time.h>
 
 #include "csrc/core/mem.h"
 #include "csrc/core/runtime.h"
@@ -14,9 +13,7 @@ typedef struct {
 
 static double now_s(void)
 {
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+    return 1e-9 * (double)oct_now_ns();
 }
 
 static void fill_rows(void *ctx, size_t lo, size_t hi, int lane)

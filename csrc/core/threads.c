@@ -65,8 +65,8 @@ static bool take(oct_pool *p, size_t *lo, size_t *hi)
     do {
         if (*lo >= p->n) return false;
         const size_t share = (p->n - *lo) / (2 * (size_t)(p->started + 1));
-        const size_t most = share < p->grain ? share : p->grain;
-        *hi = *lo + (most < LEAST_SHARE ? LEAST_SHARE : most);
+        const size_t wanted = share < LEAST_SHARE ? LEAST_SHARE : share;
+        *hi = *lo + (wanted < p->grain ? wanted : p->grain);
         if (*hi > p->n) *hi = p->n;
     } while (!atomic_compare_exchange_weak_explicit(&p->next, lo, *hi, memory_order_relaxed,
                                                     memory_order_relaxed));

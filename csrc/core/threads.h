@@ -35,7 +35,7 @@ bool oct_pool_leave(oct_pool *); /* false: cancelled, and tasks were skipped */
 int64_t oct_now_ns(void); /* monotonic */
 
 void oct_parallel(oct_pool *, size_t n, size_t grain, oct_task_fn, void *ctx);
-/* The same with claims that shrink: a share of the tasks that are left, at most about `most`. For streams
+/* The same with claims that shrink: a share of the tasks that are left, at most `most`. For streams
  * through memory, which long runs serve best, while the last claims even the lanes out. */
 void oct_parallel_shares(oct_pool *, size_t n, size_t most, oct_task_fn, void *ctx);
 
