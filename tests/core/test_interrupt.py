@@ -17,18 +17,26 @@ PRELUDE = """
     import os, signal, threading, time
     def interrupted(call, delay):
         "Seconds from the signal to the exception; None if the call was done before."
-        sent = []
+        sent, go, armed = [], threading.Event(), [True]
         def fire():
+            go.wait(); time.sleep(delay)
             sent.append(time.perf_counter())
             os.kill(os.getpid(), signal.SIGINT)
-        timer = threading.Timer(delay, fire)
+        def handler(*_):  # a late signal must not come out of join
+            if armed:
+                armed.clear()
+                raise KeyboardInterrupt
+        signal.signal(signal.SIGINT, handler)
+        timer = threading.Thread(target=fire)
         timer.start()
         try:
+            go.set()
             call()
+            armed.clear()
         except KeyboardInterrupt:
             return time.perf_counter() - sent[0]
         finally:
-            timer.cancel(); timer.join()
+            timer.join()
         return None
 """
 LONG_CONTEXT = """
