@@ -12,6 +12,7 @@ enum {
     SUPER = 4096 / CHUNK, /* chunks */
     RUN = 32768 / CHUNK,
     LEVELS = 3,
+    BUSY = 4, /* tasks that keep a lane busy to the end */
     AHEAD_BYTES = 32768, /* how far ahead of the walk memory is asked for, at most a chunk */
 };
 
@@ -39,8 +40,70 @@ struct oct_attend_scratch {
     oct_attend_block *blocks; /* [rows] */
     oct_attend_lane *lane;
     float *lane_memory;
-    float *split; /* partials of chunks that are tasks of their own */
+    /* Where spans of chunks are tasks of their own: */
+    float *split; /* their partials */
     size_t split_floats;
+    float *q; /* [rows * heads][width]: all queries, and their codes */
+    oct_rows codes;
+    size_t vectors; /* rows * heads */
 };
+
+/* Chunks of a task of its own: a super-chunk once there are enough of them for all lanes. */
+static inline int oct_attend_span(int64_t chunks, int threads)
+{
+    return chunks >= (int64_t)BUSY * threads * SUPER ? SUPER : 1;
+}
+
+/* One call on one layer. */
+typedef struct {
+    const oct_attend_args *a;
+    const oct_layer *l;
+    int group; /* query heads per KV head */
+    int blocks;
+    int span, spans; /* > 0: so many chunks of a block are a task, and so many tasks a block */
+    int far[2];      /* blocks of K and of V that memory is asked for ahead */
+} oct_attend_job;
+
+/* One block and KV head, ready to walk pages. Query vectors: rows ascending, heads of the group. */
+typedef struct {
+    const oct_attend_job *j;
+    const oct_part_of_step *part;
+    const oct_attend_block *b;
+    oct_attend_lane *buf;
+    void *kernel_lane;
+    float *q;       /* [queries][width], and their codes */
+    oct_rows codes;
+    oct_partial chunk, level[LEVELS];
+    bool held[LEVELS]; /* whether anything was folded into a level yet */
+    bool all_visible;  /* buf->visible says that every query sees the whole page */
+    int head, queries;
+    int64_t page_of_queries, tokens; /* the most that any of the queries sees */
+} oct_walk;
+
+static inline int64_t oct_position_of(const oct_attend_args *a, const oct_part_of_step *p,
+                                      int64_t row)
+{
+    return a->after ? p->start : p->start + (row - p->row);
+}
+
+static inline int64_t oct_visible_of(const oct_attend_args *a, const oct_part_of_step *p,
+                                     int64_t row)
+{
+    return oct_position_of(a, p, row) + !a->after;
+}
+
+/* Unit u of the work is KV head u % kv_heads of block u / kv_heads: a page's heads lie one after
+ * the other. */
+oct_walk oct_walk_start(const oct_attend_job *, size_t unit, int lane);
+void oct_walk_prepare(oct_walk *); /* its queries, before any chunk */
+size_t oct_walk_vector(const oct_walk *); /* its first among all: [head][row][group] */
+int oct_walk_chunks(const oct_walk *);
+void oct_walk_chunk(oct_walk *, int chunk, const oct_partial *out);
+
+/* Add `from` to a level; the first of a level takes its place and leaves it the level's memory. */
+void oct_walk_fold(oct_walk *, int level, oct_partial *from);
+/* The same, of what was read up to chunk `end`; levels that are full by then go up. */
+void oct_walk_fold_upto(oct_walk *, int end, int level, oct_partial *from);
+void oct_walk_end(oct_walk *); /* writes the outputs */
 
 #endif

@@ -1,5 +1,6 @@
 /* attend_scratch.c: the memory of attention, sized for a step before it computes: each lane's
- * queries, scores and partial results, and the partials of chunks that run as tasks of their own. */
+ * queries, scores and partial results; and where spans of chunks run as tasks of their own, all
+ * queries and the partials of all spans. */
 #include <limits.h>
 
 #include "csrc/core/attend.h"
@@ -39,22 +40,31 @@ void oct_attend_free(oct_attend_scratch *s)
     oct_free(s->lane);
     oct_free(s->lane_memory);
     oct_free(s->split);
+    oct_free(s->q);
+    oct_rows_free(&s->codes);
     oct_free(s);
 }
 
+static bool add_split(oct_attend_scratch *s, int width)
+{
+    s->split = oct_alloc(OCT_TAG_SCRATCH, s->split_floats, sizeof *s->split);
+    s->q = oct_alloc(OCT_TAG_SCRATCH, s->vectors * (size_t)width, sizeof *s->q);
+    return s->split && s->q &&
+           oct_rows_alloc(&s->codes, "attend", (int)s->vectors, width) == OCT_OK;
+}
+
 static oct_attend_scratch *new_scratch(int64_t rows, int width, int queries, int lanes,
-                                       size_t split_floats)
+                                       size_t split_floats, size_t vectors)
 {
     oct_attend_scratch *s = oct_zalloc(OCT_TAG_SCRATCH, 1, sizeof *s);
     const size_t each = lane_floats(queries, width);
     if (!s) return NULL;
     *s = (oct_attend_scratch){.width = width, .queries = queries, .lanes = lanes, .rows = rows,
-                              .split_floats = split_floats};
+                              .split_floats = split_floats, .vectors = split_floats ? vectors : 0};
     s->blocks = oct_alloc(OCT_TAG_SCRATCH, (size_t)rows, sizeof *s->blocks);
     s->lane = oct_zalloc(OCT_TAG_SCRATCH, (size_t)lanes, sizeof *s->lane);
     s->lane_memory = oct_alloc(OCT_TAG_SCRATCH, (size_t)lanes * each, sizeof *s->lane_memory);
-    if (split_floats) s->split = oct_alloc(OCT_TAG_SCRATCH, split_floats, sizeof *s->split);
-    bool good = s->blocks && s->lane && s->lane_memory && (!split_floats || s->split);
+    bool good = s->blocks && s->lane && s->lane_memory && (!split_floats || add_split(s, width));
     for (int i = 0; good && i < lanes; i++) {
         lay_out_lane(&s->lane[i], s->lane_memory + (size_t)i * each, queries, width);
         good = oct_rows_alloc(&s->lane[i].codes, "attend", queries, width) == OCT_OK;
@@ -78,20 +88,23 @@ oct_status oct_attend_fit(oct_attend_scratch **scratch, const oct_cache *c, cons
 {
     const int width = widest(c), queries = heads > QUERIES ? heads : QUERIES;
     const int64_t chunks = (tokens + CHUNK - 1) / CHUNK;
+    const int span = oct_attend_span(chunks, c->rt->threads);
+    const size_t vectors = (size_t)rows * (size_t)heads;
     size_t split = 0;
     if (rows > INT_MAX / heads)
         return oct_fail(OCT_E_VALUE, "%s: %lld rows of %d heads are more than one call takes",
                         operation, (long long)rows, heads);
-    if (rows <= QUERIES && chunks > 1 && c->rt->threads > 1 &&
-        (!oct_mul((size_t)rows * (size_t)heads * ((size_t)width + 2), (size_t)chunks, &split) ||
+    if (rows <= QUERIES && chunks > 1 &&
+        (!oct_mul(vectors * ((size_t)width + 2), (size_t)((chunks + span - 1) / span), &split) ||
          split > SPLIT_BYTES / sizeof(float)))
         split = 0;
     const oct_attend_scratch *s = *scratch;
     if (s && s->rows >= rows && s->width >= width &&
-        s->queries >= queries && s->lanes >= c->rt->threads && s->split_floats >= split)
+        s->queries >= queries && s->lanes >= c->rt->threads &&
+        (!split || (s->split_floats >= split && s->vectors >= vectors)))
         return OCT_OK;
     if (split && split < 1 << 16) split = 1 << 16;
-    oct_attend_scratch *fit = new_scratch(rows, width, queries, c->rt->threads, split);
+    oct_attend_scratch *fit = new_scratch(rows, width, queries, c->rt->threads, split, vectors);
     if (!fit) return oct_fail_memory(operation, "the scratch of attention");
     oct_attend_free(*scratch);
     *scratch = fit;
