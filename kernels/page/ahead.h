@@ -20,10 +20,13 @@ static inline oct_asker oct_asker_of(oct_ahead ahead, int steps)
     return (oct_asker){ahead, (int)((lines + steps - 1) / steps)};
 }
 
+/* Past the end by less than a step's lines: most often that is what the walk reads next. */
 OCT_INLINE void oct_ask(oct_asker *a)
 {
-    for (int i = 0; i < a->lines && a->left.at < a->left.end; i++, a->left.at += 64)
-        _mm_prefetch(a->left.at, _MM_HINT_T0);
+    const char *at = a->left.at;
+    if (at >= a->left.end) return;
+    for (int i = 0; i < a->lines; i++) _mm_prefetch(at + 64 * i, _MM_HINT_T0);
+    a->left.at = at + 64 * a->lines;
 }
 
 #endif

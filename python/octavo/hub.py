@@ -108,7 +108,7 @@ def pull(name, *, folder=None, progress=True):
 def _unknown(name):
     near = difflib.get_close_matches(str(name), MODELS, n=1)
     hint = f"; did you mean {near[0]!r}?" if near else ""
-    return f"unknown model {str(name)!r:.200}{hint} Known: {', '.join(MODELS)}"
+    return f"unknown model {str(name)!r:.200}{hint}. Known: {', '.join(MODELS)}"
 
 
 @contextmanager

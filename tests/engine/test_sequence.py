@@ -111,7 +111,8 @@ def test_tokens_text_and_repr(llm, ids):
     a.close()
     a.close()
     assert a.closed and repr(a) == "<closed Sequence>"
-    for call in (lambda: a.append([1]), a.fork, lambda: a.truncate(0), lambda: a.kv.page(0, 0)):
+    calls = [lambda: a.append([1]), a.fork, lambda: a.truncate(0), lambda: a.kv.page(0, 0)]
+    for call in (*calls, lambda: a.logits):
         with pytest.raises(ClosedError, match="closed"):
             call()
 

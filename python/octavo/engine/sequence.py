@@ -193,7 +193,10 @@ class Sequence:
         ------
         ValueError
             If the sequence is empty.
+        ClosedError
+            If it was closed.
         """
+        self._check_open("logits")
         if not self._tokens:
             raise ValueError("logits: the sequence is empty; append tokens first")
         if self._logits is None:
@@ -292,10 +295,13 @@ class Sequence:
     def _stepper(self) -> Stepper:
         return self._llm._stepper
 
-    @contextmanager
-    def _use(self, what: str, *pools: Pool) -> Iterator[None]:
+    def _check_open(self, what: str) -> None:
         if self._closed:
             raise ClosedError(f"{what}: the sequence was closed; nothing was done")
+
+    @contextmanager
+    def _use(self, what: str, *pools: Pool) -> Iterator[None]:
+        self._check_open(what)
         with self._stepper.use(what, self._pool, *pools):
             self._mend()
             yield
