@@ -54,8 +54,8 @@ static partial split_at(const walk *w, int span)
 static void attend_into(walk *w, int chunk)
 {
     const int span = w->j->span;
-    partial to = split_at(w, chunk / span);
     if (chunk >= oct_walk_chunks(w)) return;
+    const partial to = split_at(w, chunk / span);
     if (chunk % span == 0) {
         oct_walk_chunk(w, chunk, &to);
         return;
@@ -66,18 +66,17 @@ static void attend_into(walk *w, int chunk)
     oct_walk_fold(w, 0, &w->chunk);
 }
 
-/* A span of one chunk is a task per head, a longer one a task of all heads. */
 static void attend_split(void *ctx, size_t lo, size_t hi, int lane)
 {
     const job *j = ctx;
-    const size_t heads = (size_t)j->l->kv_heads, each = j->span == 1 ? heads : 1;
-    const size_t column = each * (size_t)j->spans;
+    const size_t heads = (size_t)j->l->kv_heads, each = (size_t)j->each, some = heads / each;
     for (size_t task = lo; task < hi; task++) {
-        const size_t b = task / column;
-        const int first = (int)(task % column / each) * j->span;
-        for (int chunk = first; chunk < first + j->span; chunk++)
-            for (size_t head = task % each; head < (each == 1 ? heads : task % each + 1); head++) {
-                walk w = oct_walk_start(j, b * heads + head, lane);
+        const size_t span = task / each; /* of all blocks' */
+        const size_t first = span / (size_t)j->spans * heads + task % each * some;
+        const int from = (int)(span % (size_t)j->spans) * j->span;
+        for (int chunk = from; chunk < from + j->span; chunk++)
+            for (size_t unit = first; unit < first + some; unit++) {
+                walk w = oct_walk_start(j, unit, lane);
                 attend_into(&w, chunk);
             }
     }
@@ -123,49 +122,49 @@ static int make_blocks(const job *j)
     return n;
 }
 
-static int longest_in_chunks(const oct_attend_args *a)
+static int64_t longest(const oct_attend_args *a)
 {
     int64_t tokens = 0;
     for (int i = 0; i < a->parts; i++) {
         const int64_t seen = oct_visible_of(a, &a->part[i], a->part[i].row + a->part[i].n - 1);
         tokens = seen > tokens ? seen : tokens;
     }
-    return (int)((tokens + CHUNK - 1) / CHUNK);
+    return tokens;
 }
 
 /* Split where there are too few blocks to keep the lanes busy, or where each has so few queries that
  * memory decides, and where the partials have room. */
-static bool worth_splitting(const job *j, int chunks, int span)
+static bool worth_splitting(const job *j, oct_attend_cut cut)
 {
     const oct_attend_args *a = j->a;
     const oct_attend_scratch *s = a->scratch;
     const size_t d = (size_t)j->l->side[OCT_SEGMENT_V].width;
     const size_t vectors = (size_t)a->rows * (size_t)a->heads;
-    const size_t floats = vectors * (d + 2) * (size_t)((chunks + span - 1) / span);
-    return chunks > 1 && floats <= s->split_floats && vectors <= s->vectors &&
-           (a->rows == j->blocks || (size_t)j->blocks * (size_t)j->l->kv_heads <
-                                        BUSY * (size_t)a->cache->rt->threads);
+    return cut.chunks > 1 && vectors <= s->vectors &&
+           vectors * (d + 2) * (size_t)cut.spans <= s->split_floats &&
+           (a->rows == j->blocks || j->blocks * j->l->kv_heads < BUSY * a->cache->rt->threads);
 }
 
 void oct_attend_run(const oct_attend_args *a)
 {
     oct_pool *pool = a->cache->rt->pool;
     const oct_layer *l = &a->cache->layer[a->layer];
-    const size_t threads = (size_t)a->cache->rt->threads;
+    const int threads = a->cache->rt->threads;
     job j = {.a = a, .l = l, .group = a->heads / l->kv_heads,
              .far = {blocks_ahead(&l->side[0]), blocks_ahead(&l->side[1])}};
     j.blocks = make_blocks(&j);
     const size_t units = (size_t)j.blocks * (size_t)l->kv_heads;
-    const int chunks = longest_in_chunks(a), span = oct_attend_span(chunks, a->cache->rt->threads);
-    if (!worth_splitting(&j, chunks, span)) {
+    const oct_attend_cut cut = oct_attend_cut_of(longest(a), threads);
+    if (!worth_splitting(&j, cut)) {
         oct_parallel(pool, units, 1, attend_whole, &j);
         return;
     }
-    j.span = span;
-    j.spans = (chunks + span - 1) / span;
-    const size_t tasks = (size_t)j.blocks * (size_t)j.spans * (size_t)(span == 1 ? l->kv_heads : 1);
+    j.span = cut.span;
+    j.spans = cut.spans;
+    j.each = cut.span == 1 ? l->kv_heads : 1;
+    const size_t tasks = (size_t)j.blocks * (size_t)j.spans * (size_t)j.each;
     /* One row's queries are a microsecond: a barrier would cost more than it saves. */
     oct_parallel(pool, units, a->rows == 1 ? units : 1, prepare_split, &j);
-    oct_parallel_shares(pool, tasks, tasks / (BUSY * threads) + 1, attend_split, &j);
+    oct_parallel_shares(pool, tasks, tasks / ((size_t)BUSY * (size_t)threads) + 1, attend_split, &j);
     oct_parallel(pool, units, 1, fold_split, &j);
 }

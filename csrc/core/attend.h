@@ -1,4 +1,4 @@
-/* attend.h: the shape of attention's work, shared by the driver and its scratch. */
+/* attend.h: the shape of attention's work, shared by the driver, its walks and its scratch. */
 #ifndef OCT_CORE_ATTEND_H
 #define OCT_CORE_ATTEND_H
 
@@ -48,10 +48,17 @@ struct oct_attend_scratch {
     size_t vectors; /* rows * heads */
 };
 
-/* Chunks of a task of its own: a super-chunk once there are enough of them for all lanes. */
-static inline int oct_attend_span(int64_t chunks, int threads)
+/* How `tokens` are cut where spans of chunks are tasks: a span is a super-chunk once there are
+ * enough of them for all lanes. */
+typedef struct {
+    int chunks, span, spans;
+} oct_attend_cut;
+
+static inline oct_attend_cut oct_attend_cut_of(int64_t tokens, int threads)
 {
-    return chunks >= (int64_t)BUSY * threads * SUPER ? SUPER : 1;
+    const int chunks = (int)((tokens + CHUNK - 1) / CHUNK);
+    const int span = chunks >= BUSY * threads * SUPER ? SUPER : 1;
+    return (oct_attend_cut){chunks, span, (chunks + span - 1) / span};
 }
 
 /* One call on one layer. */
@@ -60,7 +67,8 @@ typedef struct {
     const oct_layer *l;
     int group; /* query heads per KV head */
     int blocks;
-    int span, spans; /* > 0: so many chunks of a block are a task, and so many tasks a block */
+    int span, spans; /* spans > 0: blocks are split in so many spans of so many chunks */
+    int each;        /* tasks of a span: one a head, or one for all heads */
     int far[2];      /* blocks of K and of V that memory is asked for ahead */
 } oct_attend_job;
 

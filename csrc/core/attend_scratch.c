@@ -87,15 +87,14 @@ oct_status oct_attend_fit(oct_attend_scratch **scratch, const oct_cache *c, cons
                           int64_t rows, int heads, int64_t tokens)
 {
     const int width = widest(c), queries = heads > QUERIES ? heads : QUERIES;
-    const int64_t chunks = (tokens + CHUNK - 1) / CHUNK;
-    const int span = oct_attend_span(chunks, c->rt->threads);
+    const oct_attend_cut cut = oct_attend_cut_of(tokens, c->rt->threads);
     const size_t vectors = (size_t)rows * (size_t)heads;
     size_t split = 0;
     if (rows > INT_MAX / heads)
         return oct_fail(OCT_E_VALUE, "%s: %lld rows of %d heads are more than one call takes",
                         operation, (long long)rows, heads);
-    if (rows <= QUERIES && chunks > 1 &&
-        (!oct_mul(vectors * ((size_t)width + 2), (size_t)((chunks + span - 1) / span), &split) ||
+    if (rows <= QUERIES && cut.chunks > 1 &&
+        (!oct_mul(vectors * ((size_t)width + 2), (size_t)cut.spans, &split) ||
          split > SPLIT_BYTES / sizeof(float)))
         split = 0;
     const oct_attend_scratch *s = *scratch;

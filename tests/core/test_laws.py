@@ -158,12 +158,12 @@ def test_long_context_splits_and_merges_the_same(n):
     lane all of it (more than 64 queries), lanes chunks, or lanes super-chunks."""
     rng = np.random.default_rng(5)
     heads, step = 4, 1 << 13
-    k, v = (rng.standard_normal((n, 2, 16)).astype(np.float32) for _ in "kv")
-    q = rng.standard_normal((65, heads, 16)).astype(np.float32)
+    k, v = (rng.standard_normal((n, 2, 32)).astype(np.float32) for _ in "kv")
+    q = rng.standard_normal((65, heads, 32)).astype(np.float32)
     want = None
     for threads in (1, 4, 32):
         rt = _core.Runtime(threads)
-        cache = _core.Cache(rt, tiny.layers("k8v4", 1, dim=16), budget=1 << 25)
+        cache = _core.Cache(rt, tiny.layers("k8v4", 1), budget=1 << 25)
         seq = cache.open()
         for at in range(0, n, step):
             part = slice(at, min(n, at + step))
