@@ -1,8 +1,8 @@
 """Builds the two extension modules of Octavo from its C sources.
 
-The instruction set of a file is told by its name (`*_avx2.c`, `*_avx512.c`); everything else is
-compiled for the platform's baseline, so one build runs on every machine of its architecture and
-`kernels/cpu.c` chooses at load. Environment:
+The instruction set of a file is told by its name (`*_avx2.c`, `*_avx512.c`, `*_amx.c`); everything
+else is compiled for the platform's baseline, so one build runs on every machine of its architecture
+and `kernels/cpu.c` chooses at load. Compilers from before AMX leave that column out. Environment:
 
 OCTAVO_BUILD   release (default) | asan | tsan | faults | strict | portable   (comma-separated, e.g.
                asan,faults; portable: the scalar column alone, as on other processors)
@@ -10,7 +10,9 @@ OCTAVO_BUILD   release (default) | asan | tsan | faults | strict | portable   (c
 
 import os
 import platform
+import subprocess
 import sys
+import sysconfig
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -20,13 +22,11 @@ from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).parent
 X86 = platform.machine().lower() in {"x86_64", "amd64"}
-ISA_FLAGS = {
-    "_avx2.c": ["-mavx2", "-mfma", "-mf16c"],
-    "_avx512.c": [
-        *["-mavx2", "-mfma", "-mf16c", "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl"],
-        *["-mavx512vnni", "-mprefer-vector-width=512"],
-    ],
-}
+AVX2 = ["-mavx2", "-mfma", "-mf16c"]
+AVX512 = [*AVX2, "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx512vnni"]
+AVX512 += ["-mprefer-vector-width=512"]
+AMX = ["-mamx-tile", "-mamx-int8"]
+ISA_FLAGS = {"_avx2.c": AVX2, "_avx512.c": AVX512, "_amx.c": [*AVX512, *AMX]}
 # No contraction and no fast maths: results must not depend on what the compiler fuses (law two).
 BASE = ["-std=c11", "-O3", "-g1", "-ffp-contract=off", "-fno-math-errno", "-fvisibility=hidden"]
 BASE += ["-fno-strict-aliasing", "-Wall", "-Wextra", "-pthread"]
@@ -48,12 +48,21 @@ if "release" not in variants or len(variants) > 1:
     FLAGS += ["-UNDEBUG"]
 
 
+def compiles(flags):
+    """Whether the compiler that will be used knows these flags."""
+    command = os.environ.get("CC") or sysconfig.get_config_var("CC") or "cc"
+    command = [*command.split(), *flags, "-x", "c", "-c", "-o", os.devnull, "-"]
+    try:
+        return subprocess.run(command, input=b"", capture_output=True).returncode == 0
+    except OSError:
+        return False  # the build says so itself
+
+
 def sources(*folders):
     """All C files below these folders, without the columns that this machine's compiler lacks."""
     found = sorted(p for f in folders for p in (ROOT / f).rglob("*.c"))
-    if not X86:
-        found = [p for p in found if not p.name.endswith(tuple(ISA_FLAGS))]
-    return [str(p.relative_to(ROOT)) for p in found]
+    absent = tuple(ISA_FLAGS) if not X86 else () if HAVE_AMX else ("_amx.c",)
+    return [str(p.relative_to(ROOT)) for p in found if not p.name.endswith(absent)]
 
 
 class BuildExt(build_ext):
@@ -98,6 +107,7 @@ class BuildExt(build_ext):
         return os.path.getmtime(obj) > newest
 
 
+HAVE_AMX = X86 and compiles(AMX)
 HEADERS = {ROOT / "setup.py"}
 for folder in ("kernels", "csrc"):
     for pattern in ("*.h", "*.def", "*.inc"):
@@ -109,6 +119,7 @@ shared = dict(
         ("NPY_NO_DEPRECATED_API", "NPY_1_25_API_VERSION"),
         ("NPY_TARGET_VERSION", "NPY_1_25_API_VERSION"),
         ("_GNU_SOURCE", None),
+        *([("OCT_HAVE_AMX", None)] if HAVE_AMX else []),
     ],
     extra_compile_args=FLAGS,
     extra_link_args=LINK,

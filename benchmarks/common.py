@@ -103,6 +103,7 @@ def roofs(threads: int, isa: str | None = None, seconds: float = 0.05) -> Roofs:
 
     m = octavo.machine(threads, isa, seconds=seconds, refresh=True)
     out = {"stream_gbs": m.read_bytes, "int8_gops": m.int8_ops, "f32_gops": m.f32_ops}
+    out["tile_gops"] = m.tile_ops
     return {name: rate / 1e9 for name, rate in out.items()}
 
 

@@ -110,7 +110,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--act", nargs="+", default=["a8x2", "a8g32", "a8"])
     parser.add_argument("--rows", type=int, nargs="+", default=[1, 2, 4, 8, 16, 64, 512])
     parser.add_argument("--shape", nargs="+", default=["4096x4096"], metavar="NxK")
-    parser.add_argument("--isa", nargs="+", default=["avx512", "avx2"])
+    parser.add_argument("--isa", nargs="+", default=["amx", "avx512", "avx2"])
     parser.add_argument("--most-mib", type=int, default=512, help="limit on the rotation")
     parser.add_argument("--at-least", type=float, default=0.05, help="seconds of a sample")
     args = parser.parse_args(argv)

@@ -13,13 +13,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from common import interleaved, machine, options, roofs, spread, write
 
-UNITS = {"stream_gbs": "GB/s", "int8_gops": "Gop/s", "f32_gops": "Gflop/s"}
+UNITS = {"stream_gbs": "GB/s", "int8_gops": "Gop/s", "f32_gops": "Gflop/s",
+         "tile_gops": "Gop/s in tiles"}
 
 
 def main(argv: list[str] | None = None) -> None:
     parser = options(__doc__)
     parser.set_defaults(threads=[1, 2])
-    parser.add_argument("--isa", nargs="+", default=["avx512", "avx2"])
+    parser.add_argument("--isa", nargs="+", default=["amx", "avx512", "avx2"])
     parser.add_argument("--seconds", type=float, default=0.2, help="for each of the three roofs")
     args = parser.parse_args(argv)
     about = machine()

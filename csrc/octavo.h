@@ -52,10 +52,10 @@ const char *oct_runtime_isa(const oct_runtime *);
 const char *oct_runtime_cpu(const oct_runtime *);
 
 /* What the pool reaches at best on this machine, per second: byte multiply-adds (two operations
- * each), float ones, and bytes read from `bytes` of memory (take more than twice the last cache).
- * [slow] Some `seconds` for each. */
+ * each) of vectors and of tiles (0 where there are none), float ones, and bytes read from `bytes` of
+ * memory (take more than twice the last cache). [slow] Some `seconds` for each. */
 typedef struct {
-    double int8_ops, f32_ops, read_bytes;
+    double int8_ops, tile_ops, f32_ops, read_bytes;
 } oct_roofs;
 oct_status oct_runtime_roofs(oct_runtime *, size_t bytes, double seconds, oct_poll, oct_roofs *out);
 

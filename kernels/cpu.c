@@ -1,7 +1,8 @@
 /* cpu.c: what this processor and this operating system run.
  *
  * A level is a bundle. CPUID says that the instructions exist, XGETBV that the OS saves the
- * registers they use; without the second, the first would end in an illegal instruction. */
+ * registers they use; without the second, the first would end in an illegal instruction. Linux
+ * saves the 8 KB of tile registers only for processes that ask for it, which is done here. */
 #include <string.h>
 
 #include "kernels/kernels.h"
@@ -16,9 +17,28 @@ static uint64_t xgetbv0(void)
     return ((uint64_t)hi << 32) | lo;
 }
 
+/* Whether this process may use tile registers: arch_prctl(ARCH_REQ_XCOMP_PERM, XTILEDATA), which
+ * holds for all its threads, present and future, and may be asked for again. It is refused where a
+ * thread's signal stack is too small to save them. */
+static bool tiles_permitted(void)
+{
+#if defined(__linux__) && defined(OCT_HAVE_AMX)
+    enum { ARCH_PRCTL = 158, REQ_XCOMP_PERM = 0x1023, XTILEDATA = 18 };
+    long result;
+    __asm__ volatile("syscall"
+                     : "=a"(result)
+                     : "a"(ARCH_PRCTL), "D"(REQ_XCOMP_PERM), "S"(XTILEDATA)
+                     : "rcx", "r11", "memory");
+    return result == 0;
+#else
+    return false;
+#endif
+}
+
 oct_isa oct_cpu_isa(void)
 {
     enum { YMM = 0x6, ZMM = 0xE6 }; /* XCR0: SSE and AVX; with opmask and both ZMM halves */
+    enum { TILES = 0x60000, TILE_BITS = 1 << 24 | 1 << 25 }; /* XCR0; CPUID: AMX-TILE, AMX-INT8 */
     uint32_t a, b, c, d;
     if (!__get_cpuid(1, &a, &b, &c, &d) || !(c & bit_OSXSAVE)) return OCT_SCALAR;
     const uint64_t saved = xgetbv0();
@@ -27,7 +47,9 @@ oct_isa oct_cpu_isa(void)
     if (!fma || !(b & bit_AVX2) || (saved & YMM) != YMM) return OCT_SCALAR;
     const uint32_t need = bit_AVX512F | bit_AVX512BW | bit_AVX512DQ | bit_AVX512VL;
     const bool wide = (b & need) == need && (c & bit_AVX512VNNI) && (saved & ZMM) == ZMM;
-    return wide ? OCT_AVX512 : OCT_AVX2;
+    if (!wide) return OCT_AVX2;
+    const bool tiles = (d & TILE_BITS) == TILE_BITS && (saved & TILES) == TILES;
+    return tiles && tiles_permitted() ? OCT_AMX : OCT_AVX512;
 }
 
 const char *oct_cpu_name(void)

@@ -37,8 +37,9 @@ typedef enum {
 } oct_dtype;
 
 /* Columns of the tables. A level is a bundle of features proven by CPUID and XGETBV (cpu.c):
- * avx2 = AVX2+FMA+F16C; avx512 = avx2 + F+BW+DQ+VL+VNNI. */
-typedef enum { OCT_SCALAR, OCT_AVX2, OCT_AVX512, OCT_ISA_COUNT } oct_isa;
+ * avx2 = AVX2+FMA+F16C; avx512 = avx2 + F+BW+DQ+VL+VNNI; amx = avx512 + AMX-TILE+INT8, which the
+ * operating system must have permitted to this process. */
+typedef enum { OCT_SCALAR, OCT_AVX2, OCT_AVX512, OCT_AMX, OCT_ISA_COUNT } oct_isa;
 
 /* How a linear reads its input (docs/formats.md, B1). */
 typedef enum { OCT_A32, OCT_A8, OCT_A8G32, OCT_A8X2, OCT_ACT_COUNT } oct_act;
@@ -454,9 +455,16 @@ typedef struct {
  * INT8   every accumulator takes `steps` times u8 x s8, four products a step and lane, 2 * 3
  * F32    every accumulator takes `steps` times a = fma(a, 0.5, 1), from 0
  * READ   every byte of data + row*bytes once; bytes is a multiple of 1024, data 64-byte aligned
+ * TILE   as INT8 with products of whole tiles; no work, and check 0, in columns that have none
  * `work` is how many multiply-adds or bytes that was, which is the column's own business; `check`
  * is not: one accumulator's bits, or the row's 32-bit words under XOR. */
-typedef enum { OCT_ROOF_INT8, OCT_ROOF_F32, OCT_ROOF_READ, OCT_ROOF_COUNT } oct_roof_kind;
+typedef enum {
+    OCT_ROOF_INT8,
+    OCT_ROOF_F32,
+    OCT_ROOF_READ,
+    OCT_ROOF_TILE,
+    OCT_ROOF_COUNT
+} oct_roof_kind;
 typedef struct {
     oct_roof_kind kind;
     uint32_t steps;
@@ -466,13 +474,13 @@ typedef struct {
     uint32_t *check; /* [m] */
 } oct_roof_args;
 
-#define OCT_OP(name, scalar, avx2, avx512, cuda) \
+#define OCT_OP(name, ...) \
     typedef oct_kstatus (*oct_##name##_fn)(const oct_##name##_args *, size_t lo, size_t hi);
 #include "kernels/ops.def"
 #undef OCT_OP
 
 struct oct_op_kernels {
-#define OCT_OP(name, scalar, avx2, avx512, cuda) oct_##name##_fn name;
+#define OCT_OP(name, ...) oct_##name##_fn name;
 #include "kernels/ops.def"
 #undef OCT_OP
 };

@@ -13,11 +13,15 @@
 #else
 #define X86_YES(x)
 #endif
+#if defined(OCT_HAVE_AMX)
+#define AMX_YES(x) x
+#else
+#define AMX_YES(x)
+#endif
 #define X86_NO(x)
-#define COL_YES(x) x
-#define COL_NO(x)
+#define AMX_NO(x)
 
-const char *const oct_isa_names[OCT_ISA_COUNT] = {"scalar", "avx2", "avx512"};
+const char *const oct_isa_names[OCT_ISA_COUNT] = {"scalar", "avx2", "avx512", "amx"};
 const char *const oct_act_names[OCT_ACT_COUNT] = {"a32", "a8", "a8g32", "a8x2"};
 const char *const oct_form_names[OCT_FORM_COUNT] = {"f32", "q8", "q8x2"};
 
@@ -42,18 +46,20 @@ const char *const oct_op_names[] = {
 const int oct_op_count = (int)(sizeof oct_op_names / sizeof oct_op_names[0]);
 
 #define OCT_WEIGHT(name, ...) \
-    extern const oct_weight_kernels oct_##name##_scalar, oct_##name##_avx2, oct_##name##_avx512;
+    extern const oct_weight_kernels oct_##name##_scalar, oct_##name##_avx2, oct_##name##_avx512, \
+        oct_##name##_amx;
 #include "kernels/weights.def"
 #undef OCT_WEIGHT
 #define OCT_PAGE(name, ...)                                                    \
     extern const oct_page_kernels oct_page_##name##_scalar, oct_page_##name##_avx2, \
-        oct_page_##name##_avx512;
+        oct_page_##name##_avx512, oct_page_##name##_amx;
 #include "kernels/pages.def"
 #undef OCT_PAGE
 #define OCT_OP(name, ...)                                                                   \
     oct_kstatus oct_op_##name##_scalar(const oct_##name##_args *, size_t lo, size_t hi);    \
     oct_kstatus oct_op_##name##_avx2(const oct_##name##_args *, size_t lo, size_t hi);      \
-    oct_kstatus oct_op_##name##_avx512(const oct_##name##_args *, size_t lo, size_t hi);
+    oct_kstatus oct_op_##name##_avx512(const oct_##name##_args *, size_t lo, size_t hi);    \
+    oct_kstatus oct_op_##name##_amx(const oct_##name##_args *, size_t lo, size_t hi);
 #include "kernels/ops.def"
 #undef OCT_OP
 
@@ -110,35 +116,39 @@ void oct_kernels_select(oct_kernels *out, oct_isa cap)
     int op = 0;
     memset(out, 0, sizeof *out);
     out->isa = cap;
-#define OCT_WEIGHT(name, group, bits, zero, min, code, type, scalar, avx2, avx512, cuda)          \
-    overlay_weight(out, OCT_WEIGHT_##name, &oct_##name##_scalar, OCT_SCALAR);                     \
-    X86_##avx2(if (cap >= OCT_AVX2)                                                               \
-                   overlay_weight(out, OCT_WEIGHT_##name, &oct_##name##_avx2, OCT_AVX2);)         \
-    X86_##avx512(if (cap >= OCT_AVX512)                                                           \
-                     overlay_weight(out, OCT_WEIGHT_##name, &oct_##name##_avx512, OCT_AVX512);)
+#define WEIGHT(name, column, ISA) \
+    if (cap >= ISA) overlay_weight(out, OCT_WEIGHT_##name, &oct_##name##_##column, ISA);
+#define OCT_WEIGHT(name, group, bits, zero, min, code, type, on_scalar, on_avx2, on_avx512, on_amx, on_cuda) \
+    WEIGHT(name, scalar, OCT_SCALAR)                                                                         \
+    X86_##on_avx2(WEIGHT(name, avx2, OCT_AVX2))                                                              \
+    X86_##on_avx512(WEIGHT(name, avx512, OCT_AVX512))                                                        \
+    AMX_##on_amx(WEIGHT(name, amx, OCT_AMX))
 #include "kernels/weights.def"
 #undef OCT_WEIGHT
-#define OCT_PAGE(name, rows, form, scalar, avx2, avx512, cuda)                                    \
-    overlay_page(out, OCT_PAGE_##name, &oct_page_##name##_scalar, OCT_SCALAR);                    \
-    X86_##avx2(if (cap >= OCT_AVX2)                                                               \
-                   overlay_page(out, OCT_PAGE_##name, &oct_page_##name##_avx2, OCT_AVX2);)        \
-    X86_##avx512(if (cap >= OCT_AVX512)                                                           \
-                     overlay_page(out, OCT_PAGE_##name, &oct_page_##name##_avx512, OCT_AVX512);)
+#undef WEIGHT
+#define PAGE(name, column, ISA) \
+    if (cap >= ISA) overlay_page(out, OCT_PAGE_##name, &oct_page_##name##_##column, ISA);
+#define OCT_PAGE(name, rows, form, on_scalar, on_avx2, on_avx512, on_amx, on_cuda) \
+    PAGE(name, scalar, OCT_SCALAR)                                                 \
+    X86_##on_avx2(PAGE(name, avx2, OCT_AVX2))                                      \
+    X86_##on_avx512(PAGE(name, avx512, OCT_AVX512))                                \
+    AMX_##on_amx(PAGE(name, amx, OCT_AMX))
 #include "kernels/pages.def"
 #undef OCT_PAGE
+#undef PAGE
     default_page_slots(out);
-#define OCT_OP(name, scalar, avx2, avx512, cuda)                              \
-    out->op.name = oct_op_##name##_scalar;                                    \
-    out->op_isa[op] = OCT_SCALAR;                                             \
-    X86_##avx2(if (cap >= OCT_AVX2) {                                         \
-        out->op.name = oct_op_##name##_avx2;                                  \
-        out->op_isa[op] = OCT_AVX2;                                           \
-    })                                                                        \
-    X86_##avx512(if (cap >= OCT_AVX512) {                                     \
-        out->op.name = oct_op_##name##_avx512;                                \
-        out->op_isa[op] = OCT_AVX512;                                         \
-    })                                                                        \
+#define OP(name, column, ISA)                    \
+    if (cap >= ISA) {                            \
+        out->op.name = oct_op_##name##_##column; \
+        out->op_isa[op] = ISA;                   \
+    }
+#define OCT_OP(name, on_scalar, on_avx2, on_avx512, on_amx, on_cuda) \
+    OP(name, scalar, OCT_SCALAR)                                     \
+    X86_##on_avx2(OP(name, avx2, OCT_AVX2))                          \
+    X86_##on_avx512(OP(name, avx512, OCT_AVX512))                    \
+    AMX_##on_amx(OP(name, amx, OCT_AMX))                             \
     op++;
 #include "kernels/ops.def"
 #undef OCT_OP
+#undef OP
 }

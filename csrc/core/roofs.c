@@ -79,6 +79,11 @@ oct_status oct_runtime_roofs(oct_runtime *rt, size_t bytes, double seconds, oct_
         memset(work, 0, tasks * sizeof *work); /* a cancelled pass leaves some unwritten */
         oct_parallel(rt->pool, tasks, 1, fill_rows, &job);
         out->int8_ops = 2.0 * best(rt->pool, &job, tasks, seconds);
+        if (rt->kernels.isa >= OCT_AMX) {
+            job.args.kind = OCT_ROOF_TILE;
+            job.args.steps = 1024;
+            out->tile_ops = 2.0 * best(rt->pool, &job, tasks, seconds);
+        }
         job.args.kind = OCT_ROOF_F32;
         job.args.steps = 1024;
         out->f32_ops = 2.0 * best(rt->pool, &job, tasks, seconds);

@@ -68,8 +68,8 @@ static oct_status choose_isa(const char *name, oct_isa *out)
     }
     const int i = index_of(name, oct_isa_names, OCT_ISA_COUNT);
     if (i < 0)
-        return oct_fail(OCT_E_VALUE, "runtime: %s is '%.32s', legal are scalar, avx2, avx512", origin,
-                        name);
+        return oct_fail(OCT_E_VALUE, "runtime: %s is '%.32s', legal are scalar, avx2, avx512, amx",
+                        origin, name);
     if (i > (int)best)
         return oct_fail(OCT_E_UNSUPPORTED, "runtime: %s is '%s' but this machine runs %s at most",
                         origin, name, oct_isa_names[best]);

@@ -295,7 +295,8 @@ runtime_roofs(oct_py_runtime *self, PyObject *args, PyObject *kwargs)
     const oct_poll poll = {oct_gil_poll, &gil};
     OCT_SLOW(&gil, status, oct_runtime_roofs(self->handle, (size_t)nbytes, seconds, poll, &roofs));
     PyObject *dict = gil.raised ? NULL
-                                : Py_BuildValue("{s:d,s:d,s:d}", "int8_ops", roofs.int8_ops, "f32_ops",
+                                : Py_BuildValue("{s:d,s:d,s:d,s:d}", "int8_ops", roofs.int8_ops,
+                                                "tile_ops", roofs.tile_ops, "f32_ops",
                                                 roofs.f32_ops, "read_bytes", roofs.read_bytes);
     return leave(self, status, dict);
 }
@@ -324,8 +325,9 @@ PyDoc_STRVAR(sample_doc,
 "One token per row of logits by inverse CDF at the uniforms u (float64 [m]); int32 [m].");
 PyDoc_STRVAR(roofs_doc,
 "roofs($self, nbytes, seconds=0.2)\n--\n\n"
-"What the pool reaches at best, per second: a dict of int8_ops, f32_ops (a multiply-add is two) and\n"
-"read_bytes, reading nbytes of memory. Takes some seconds for each.");
+"What the pool reaches at best, per second: a dict of int8_ops, tile_ops (0 without AMX),\n"
+"f32_ops (a multiply-add is two) and read_bytes, reading nbytes of memory. Takes some seconds for\n"
+"each.");
 PyDoc_STRVAR(close_doc,
 "close($self)\n--\n\n"
 "Join the threads. BusyError, and nothing happens, while Weights, Programs or Caches are open.");

@@ -6,8 +6,8 @@
  * in the lane's scratch, into which nibbles are unpacked once per row tile. While a window is in
  * work its successor is asked for (next.h). Integer sums are exact and the float chain is one fma
  * per group, so the path taken changes no bit. */
+#include "kernels/weight/lines_avx512.h"
 #include "kernels/weight/next.h"
-#include "kernels/weight/grouped.h"
 #include "kernels/weight/sides.h"
 #include "kernels/weight/tile_avx512.h"
 
@@ -51,13 +51,6 @@ typedef struct {
     oct_next next; /* a step is a group */
 } strip;
 
-OCT_INLINE __m512 widen16(const uint8_t *p, oct_dtype type)
-{
-    const __m256i h = _mm256_loadu_si256((const __m256i *)p);
-    return type == OCT_F16 ? _mm512_cvtph_ps(h)
-                           : _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(h), 16));
-}
-
 OCT_INLINE __m512i broadcast4(const int8_t *p)
 {
     int32_t four;
@@ -68,11 +61,8 @@ OCT_INLINE __m512i broadcast4(const int8_t *p)
 /* 128 - z in each of a channel's four bytes; the zero points of half h. */
 OCT_INLINE __m512i zero_fold(const uint8_t *group, int h)
 {
-    const __m512i copy = _mm512_set4_epi32(0x0C0C0C0C, 0x08080808, 0x04040404, 0);
     if (!HAS_ZERO) return _mm512_setzero_si512();
-    const __m128i z = _mm_loadu_si128((const __m128i *)(group + EXTRA_AT + h * HALF_N));
-    return _mm512_sub_epi8(_mm512_set1_epi8((char)128),
-                           _mm512_shuffle_epi8(_mm512_cvtepu8_epi32(z), copy));
+    return _mm512_sub_epi8(_mm512_set1_epi8((char)128), zeros16(group, h));
 }
 
 /* Inputs 8i..8i+3 and 8i+4..8i+7 of half h as unsigned bytes. */
@@ -84,10 +74,7 @@ OCT_INLINE void load_lines(const uint8_t *codes, bool nibbles, int h, int i, __m
         w[1] = _mm512_loadu_si512(codes + h * (PANEL_BYTES / 2) + (i * 2 + 1) * LINE_BYTES);
         return;
     }
-    const __m512i low = _mm512_set1_epi8(15);
-    const __m512i v = _mm512_loadu_si512(codes + h * HALF_BYTES + i * LINE_BYTES);
-    w[0] = _mm512_and_si512(v, low);
-    w[1] = _mm512_and_si512(_mm512_srli_epi16(v, 4), low);
+    split_line(codes + h * HALF_BYTES + i * LINE_BYTES, w);
     if (HAS_ZERO) {
         w[0] = _mm512_add_epi8(w[0], fold);
         w[1] = _mm512_add_epi8(w[1], fold);

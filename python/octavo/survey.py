@@ -21,9 +21,9 @@ class Machine:
     threads : int
     last_level_cache : int
         Bytes that the processor reports, of a whole socket on many virtual machines.
-    int8_ops, f32_ops : float
+    int8_ops, tile_ops, f32_ops : float
         Operations per second in registers, a multiply-add counting as two: bytes (u8 x s8 into
-        32 bits) and float32.
+        32 bits) in vectors, bytes in tiles (AMX; 0 where the column has none), and float32.
     read_bytes : float
         Bytes per second read from memory.
     """
@@ -33,13 +33,15 @@ class Machine:
     threads: int
     last_level_cache: int
     int8_ops: float
+    tile_ops: float
     f32_ops: float
     read_bytes: float
 
     def __str__(self) -> str:
+        tiles = f"in tiles {self.tile_ops / 1e9:,.0f}, " if self.tile_ops else ""
         return (
             f"{self.cpu}, {self.isa}, {self.threads} threads: "
-            f"int8 {self.int8_ops / 1e9:,.0f} Gop/s, f32 {self.f32_ops / 1e9:,.0f} Gop/s, "
+            f"int8 {self.int8_ops / 1e9:,.0f} Gop/s, {tiles}f32 {self.f32_ops / 1e9:,.0f} Gop/s, "
             f"read {self.read_bytes / 1e9:.1f} GB/s"
         )
 
@@ -61,7 +63,7 @@ def machine(
     isa : str, optional
         Cap, as ``OCTAVO_ISA``.
     seconds : float
-        For each of the three.
+        For each of the roofs.
     refresh : bool
         Measure again.
 
@@ -145,7 +147,7 @@ def kernels(isa: str | None = None) -> Any:
     Parameters
     ----------
     isa : str, optional
-        Cap, as ``OCTAVO_ISA``: "scalar", "avx2", "avx512".
+        Cap, as ``OCTAVO_ISA``: "scalar", "avx2", "avx512", "amx".
 
     Returns
     -------

@@ -8,7 +8,7 @@ import tiny
 from octavo import _core, _probe
 
 pytestmark = pytest.mark.core
-ISAS = [isa for isa in ("scalar", "avx2", "avx512") if _probe.runs_here(isa)]
+ISAS = [isa for isa in ("scalar", "avx2", "avx512", "amx") if _probe.runs_here(isa)]
 WINDOWS = [(0, 0), (1, 2)]
 
 
@@ -114,7 +114,7 @@ def test_prefix_hits_equal_a_fresh_sequence(runtime, prog):
 @pytest.mark.parametrize("scheme", ["bf16", "fp8", "k8v4", "int4-had"])
 @pytest.mark.parametrize("fmt", ["f32", "bf16", "w8", "w8g32", "q4g32", "q4g32z", "q4g32m"])
 def test_threads_batch_and_columns_change_no_bit(fmt, scheme):
-    """1, 2 and 4 threads; alone and among nine; scalar, avx2 and avx512."""
+    """1, 2 and 4 threads; alone and among nine; scalar, avx2, avx512 and amx."""
     ids = tiny.tokens(150)
     want = None
     for isa in ISAS:

@@ -57,7 +57,7 @@ static oct_kstatus decode(const oct_decode_args *a)
 
 const oct_page_kernels oct_page_fix8_scalar = {.layout = layout, .seal = seal, .decode = decode};
 """
-LINE = "OCT_PAGE(fix8, OCT_BF16, OCT_FORM_F32, YES, NO, NO, NO)\n"
+LINE = "OCT_PAGE(fix8, OCT_BF16, OCT_FORM_F32, YES, NO, NO, NO, NO)\n"
 USE = """
 import numpy as np
 import octavo

@@ -286,14 +286,14 @@ def test_octavo_isa_caps_the_columns(want):
         served = {row[4] for row in runtime.kernels() if row[4]}
         print(runtime.isa, ",".join(sorted(served)), hashlib.sha256(run(runtime)).hexdigest())
     """
-    for isa in ("scalar", "avx2", "avx512"):
+    for isa in ("scalar", "avx2", "avx512", "amx"):
         try:
             _core.Runtime(1, isa)
         except UnsupportedError:
             continue
         level, served, digest = child(code, OCTAVO_ISA=isa).split()
         assert level == isa and digest == hashlib.sha256(want).hexdigest()
-        known = ["scalar", "avx2", "avx512"]
+        known = ["scalar", "avx2", "avx512", "amx"]
         assert set(served.split(",")) <= set(known[: known.index(isa) + 1])
 
 
@@ -306,7 +306,7 @@ def test_octavo_isa_refuses_what_it_does_not_know(bad):
         """,
         OCTAVO_ISA=bad,
     )
-    assert "OCTAVO_ISA" in out and "scalar, avx2, avx512" in out
+    assert "OCTAVO_ISA" in out and "scalar, avx2, avx512, amx" in out
 
 
 def test_octavo_threads_is_the_default_and_no_more():

@@ -118,7 +118,9 @@ def test_profile_times_all_kinds_and_nothing_outside_its_block(llm, ids):
 
 
 def test_share_of_the_roof_is_the_longer_of_reading_and_computing():
-    machine = octavo.Machine("cpu", "scalar", 1, 0, int8_ops=100.0, f32_ops=10.0, read_bytes=50.0)
+    machine = octavo.Machine(
+        "cpu", "scalar", 1, 0, int8_ops=100.0, tile_ops=0.0, f32_ops=10.0, read_bytes=50.0
+    )
     cost = Cost(seconds=4.0, bytes=100.0, int8_ops=100.0, f32_ops=0.0)
     assert cost.floor(machine) == 2.0 and cost.of_roof(machine) == 0.5
     cost = Cost(seconds=4.0, bytes=100.0, int8_ops=100.0, f32_ops=20.0)

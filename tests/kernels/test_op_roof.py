@@ -2,11 +2,12 @@
 
 import numpy as np
 import pytest
-from op_oracle import COLUMNS
+from op_oracle import COLUMNS as VECTORS
 
 from octavo import _core, _probe
 
-INT8, F32, READ = range(3)
+INT8, F32, READ, TILE = range(4)
+COLUMNS = [*VECTORS, "amx"]
 
 
 def aligned(rows, nbytes):
@@ -16,6 +17,8 @@ def aligned(rows, nbytes):
 
 
 def run(isa, kind, steps, data, *rows):
+    if not _probe.runs_here(isa):
+        pytest.skip(f"{isa} is absent on this machine")
     work, check = np.full(len(data), -1, np.int64), np.full(len(data), -1, np.int32)
     assert _probe.op_roof(isa, kind, steps, data, work, check, *rows) == 0
     return work, check.view(np.uint32)
@@ -37,6 +40,15 @@ def test_burns_compute_what_they_say(isa, steps):
 
 
 @pytest.mark.parametrize("isa", COLUMNS)
+@pytest.mark.parametrize("steps", [0, 1, 1000])
+def test_tiles_are_one_columns(isa, steps):
+    work, check = run(isa, TILE, steps, aligned(3, 1024))
+    products = 16 * 16 * 64 if isa == "amx" else 0
+    assert (work == 4 * steps * products).all()
+    assert (check == (steps * 64 * 2 * 3 if products else 0)).all()
+
+
+@pytest.mark.parametrize("isa", COLUMNS)
 @pytest.mark.parametrize("nbytes", [1024, 3072, 65536])
 def test_reading_reads_every_byte_once(isa, nbytes):
     data = aligned(4, nbytes)
@@ -51,7 +63,9 @@ def test_reading_reads_every_byte_once(isa, nbytes):
 def test_roofs_of_a_pool():
     runtime = _core.Runtime(2)
     roofs = runtime.roofs(1 << 20, 0.001)
-    assert set(roofs) == {"int8_ops", "f32_ops", "read_bytes"}
+    assert set(roofs) == {"int8_ops", "tile_ops", "f32_ops", "read_bytes"}
+    tiles = roofs.pop("tile_ops")
+    assert (tiles > roofs["int8_ops"]) if runtime.isa == "amx" else tiles == 0
     assert all(1e6 < rate < 1e16 for rate in roofs.values()), roofs
     for bad in ((0,), (1 << 40,), (1 << 20, 0.0), (1 << 20, float("nan")), (1 << 20, 61.0)):
         with pytest.raises(ValueError):

@@ -14,7 +14,7 @@ TYPES = {"f32": 0, "f16": 1, "bf16": 2}
 TRAITS = {t["name"]: t for t in _probe.weight_formats()}
 GROUPED = [name for name, t in TRAITS.items() if t["code_bits"]]  # w8: one group of all inputs
 FLOATS = [name for name, t in TRAITS.items() if not t["code_bits"]]
-ISAS = ("scalar", "avx2", "avx512")
+ISAS = ("scalar", "avx2", "avx512", "amx")
 GUARD = 192
 FILL = 0xA5
 

@@ -37,6 +37,11 @@ static void read_task(const oct_roof_args *a, size_t row)
 oct_kstatus oct_op_roof_scalar(const oct_roof_args *a, size_t lo, size_t hi)
 {
     for (size_t row = lo; row < hi; row++)
-        (a->kind == OCT_ROOF_INT8 ? int8_task : a->kind == OCT_ROOF_F32 ? f32_task : read_task)(a, row);
+        switch (a->kind) {
+        case OCT_ROOF_INT8: int8_task(a, row); break;
+        case OCT_ROOF_F32: f32_task(a, row); break;
+        case OCT_ROOF_READ: read_task(a, row); break;
+        default: a->work[row] = a->check[row] = 0; break;
+        }
     return OCT_K_OK;
 }

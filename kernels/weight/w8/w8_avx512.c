@@ -1,31 +1,21 @@
 /* w8, AVX-512 column: byte dot products whose integer sums run over all of k.
  *
  * Lane = output channel. A window of inputs stays in L1 while all rows of a tile pass, MR at a
- * time, and asks for the window that comes next; between windows sums wait in the lane's scratch.
- * a8x2 sums its two terms apart, since their sum leaves 32 bits, and joins them in float64, where
- * both and their sum are exact. */
+ * time, and asks for the window that comes next; between windows sums wait in the lane's scratch. */
 #include "kernels/weight/next.h"
-#include "kernels/weight/tile_avx512.h"
-#include "kernels/weight/w8/w8.h"
+#include "kernels/weight/w8/w8_sums_avx512.h"
 
 enum {
     MR = 8,        /* most rows against 32 channels */
     MR_GROUPS = 6, /* of a8g32, which has float sums beside the integers */
     WINDOW_GROUPS = 16, /* 16 KB, half of it for few rows: memory is asked for that far ahead */
     FEW_ROWS = 16,
-    LINE_BYTES = 64,
-    TILE = OCT_TILE_M * OCT_BLOCK_N
+    LINE_BYTES = 64
 };
 
 typedef struct {
-    _Alignas(64) union {
-        float sums[TILE];
-        int32_t dots[TILE];
-    };
-    _Alignas(64) int32_t low[TILE];
+    w8_sums tile;
     _Alignas(64) float panel[WINDOW_GROUPS * GROUP_BYTES]; /* a32: a window in floats */
-    int row; /* whose tile `total` holds */
-    int32_t total[OCT_TILE_M];
 } scratch;
 static_assert(sizeof(scratch) <= OCT_LANE_BYTES, "a lane's scratch holds all");
 
@@ -182,52 +172,10 @@ static void float_strip(const strip *s, float *sums, int rows)
     }
 }
 
-/* 128 * hi + lo - 128 * total, exact in float64, then rounded once. */
-static __m256 join8(const int32_t *hi, const int32_t *lo, __m512d bias)
-{
-    const __m512d h = _mm512_cvtepi32_pd(_mm256_load_si256((const __m256i *)hi));
-    const __m512d l = _mm512_cvtepi32_pd(_mm256_load_si256((const __m256i *)lo));
-    return _mm512_cvtpd_ps(_mm512_add_pd(_mm512_fmadd_pd(h, _mm512_set1_pd(128.0), l), bias));
-}
-
-/* The rows of t, which lie at `at` of the scratch, from sums over all of k to outputs. */
-static void finish(const oct_linear_args *a, const oct_tile *t, scratch *l, size_t at)
-{
-    const float *scale = (const float *)block_at(a->w, t->block);
-    const oct_act act = a->x->act;
-    for (int r = 0; r < t->rows; r++, at += OCT_BLOCK_N) {
-        const double total = act == OCT_A8X2 ? l->total[t->row - l->row + r] : 0;
-        const __m512d bias = _mm512_set1_pd(-BIAS * total);
-        for (size_t i = at; act == OCT_A8X2 && i < at + OCT_BLOCK_N; i += 8)
-            _mm256_store_ps(l->sums + i, join8(l->dots + i, l->low + i, bias));
-        for (int h = 0; h < 2; h++) {
-            float *sum = l->sums + at + 16 * h;
-            const __m512 t16 = act == OCT_A8 ? _mm512_cvtepi32_ps(_mm512_load_si512(sum))
-                                             : _mm512_load_ps(sum);
-            _mm512_store_ps(sum, _mm512_mul_ps(t16, _mm512_loadu_ps(scale + 16 * h)));
-        }
-    }
-    oct_tile_finish(a, t, l->sums + at - (size_t)t->rows * OCT_BLOCK_N);
-}
-
-/* Where the sums of a tile start. */
-static void start(const oct_rows *x, const oct_tile *t, scratch *l)
-{
-    const bool totals = x->act == OCT_A8 || x->act == OCT_A8X2;
-    for (int r = 0; totals && l->row != t->row && r < t->rows; r++)
-        l->total[r] = row_total(x, t->row + r);
-    l->row = t->row;
-    for (int r = 0; r < t->rows; r++) {
-        const __m512i from = _mm512_set1_epi32(x->act == OCT_A8 ? -BIAS * l->total[r] : 0);
-        for (int h = 0; h < 2; h++) _mm512_store_si512(l->dots + r * OCT_BLOCK_N + 16 * h, from);
-    }
-    if (x->act == OCT_A8X2) memset(l->low, 0, (size_t)t->rows * OCT_BLOCK_N * sizeof *l->low);
-}
-
 /* A window's groups [g, g + s->groups) against all rows, in strips that differ by one row at most;
  * after the last window a strip goes straight to its outputs, whose lines are waited for while the
  * next one computes. */
-static void window(const oct_linear_args *a, oct_tile t, scratch *l, strip *s, int g)
+static void window(const oct_linear_args *a, oct_tile t, w8_sums *l, strip *s, int g)
 {
     const oct_rows *x = a->x;
     const int most = x->act == OCT_A8G32 ? MR_GROUPS : MR;
@@ -266,10 +214,10 @@ static oct_kstatus linear(const oct_linear_args *a, size_t lo, size_t hi, void *
     const int most = a->x->m <= FEW_ROWS ? WINDOW_GROUPS / 2 : WINDOW_GROUPS;
     const int windows = (all + most - 1) / most, step = (all + windows - 1) / windows;
     assert(a->x->k == a->w->k && (uintptr_t)lane % 64 == 0);
-    l->row = -1;
+    l->tile.row = -1;
     for (size_t i = lo; i < hi; i++) {
         const oct_tile t = oct_tile_at(a, i);
-        start(a->x, &t, l);
+        start(a->x, &t, &l->tile);
         for (int g = 0; g < all; g += step) {
             strip s = {.groups = all - g < step ? all - g : step};
             const int left = a->x->k - g * OCT_GROUP;
@@ -279,7 +227,7 @@ static oct_kstatus linear(const oct_linear_args *a, size_t lo, size_t hi, void *
             s.ldx = a->x->ldx;
             s.panel = l->panel;
             if (a->x->act == OCT_A32) fill_panel(s.codes, s.groups, l->panel);
-            window(a, t, l, &s, g);
+            window(a, t, &l->tile, &s, g);
         }
     }
     return OCT_K_OK;

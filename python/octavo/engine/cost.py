@@ -57,7 +57,8 @@ class Cost:
 
     def floor(self, machine: Any) -> float:
         """Return the least seconds that a machine's roofs allow: reading, or computing."""
-        compute = self.int8_ops / machine.int8_ops + self.f32_ops / machine.f32_ops
+        most = max(machine.int8_ops, machine.tile_ops)
+        compute = self.int8_ops / most + self.f32_ops / machine.f32_ops
         return max(self.bytes / machine.read_bytes, compute)
 
     def of_roof(self, machine: Any = None) -> float:

@@ -1,0 +1,331 @@
+/* grouped_amx.h: linears of the grouped formats with the tile products of AMX. A template like
+ * grouped.h.
+ *
+ * A tile product takes 16 rows x 16 channels over one group of 32 inputs, from a panel of signed
+ * bytes into which a window of groups is unpacked once per row tile. Its integers pass through memory
+ * to the float step, which is the one of the other columns: one fma per group, k ascending. So the
+ * sums wait in L1, and three units work at once on different groups: dots, stores (of the sums of the
+ * group before last), and float steps (of the one before that). Tiles of few rows are left to the
+ * AVX-512 column, which gives the same bits. */
+#include "kernels/simd/tiles_amx.h"
+#include "kernels/weight/lines_avx512.h"
+#include "kernels/weight/next.h"
+#include "kernels/weight/tile_avx512.h"
+
+enum {
+    MR = 16,                 /* rows of a strip */
+    WINDOW_GROUPS = 16,      /* a panel of 16 KB, half of L1 with the sums */
+    PANEL_HALF = 8 * LINE_BYTES,
+    PANEL_BYTES = 2 * PANEL_HALF,
+    SUMS = MR * HALF_N,      /* int32 of a C tile */
+    SIDE_GROUPS = 256,
+    FEW_ROWS = 8             /* most rows of a tile that vectors take in less time */
+};
+
+/* What the rows of a tile bring to every column block, for groups [from, from + groups), as the float
+ * step reads it: [strip][group][row of the strip]. */
+typedef struct {
+    int row, from, groups;
+    float scale[OCT_TILE_M * SIDE_GROUPS]; /* a8g32 */
+    float sum[OCT_TILE_M * SIDE_GROUPS]; /* of formats with minima: X (a8, a8x2), X * scale (a8g32) */
+} sides;
+
+typedef struct {
+    _Alignas(64) float acc[OCT_TILE_M * OCT_BLOCK_N];
+    _Alignas(64) int8_t panel[WINDOW_GROUPS * PANEL_BYTES];
+    _Alignas(64) int32_t sums[2][4 * SUMS]; /* of two groups in flight */
+    sides side;
+    int shaped; /* rows that the tile registers are shaped for */
+} scratch;
+static_assert(sizeof(scratch) <= OCT_LANE_BYTES, "a lane's scratch holds all");
+
+/* Strips of as many rows each against the 32 channels of a block, over a window of groups. `group`
+ * and what follows it stand at the group whose float step is next. */
+typedef struct {
+    int strips, rows, groups;
+    const int8_t *panel;
+    const int8_t *hi, *lo; /* [strips * rows][kp] */
+    size_t kp;
+    oct_next next; /* a step is a group */
+    const uint8_t *group; /* as stored: its scales and minima */
+    oct_dtype scale_type;
+    const float *scale, *sum; /* of `sides`, at a group of a strip */
+    size_t side_skip;         /* from a strip's last group in this window to the next strip's first */
+    float *acc; /* [strips * rows][32], in and out */
+} strips;
+
+/* ---- the panel ---- */
+
+/* A window of stored groups as signed bytes [group][half][8 lines][16 channels][4]. */
+static void fill_panel(const uint8_t *group, int groups, int8_t *to)
+{
+    for (int g = 0; g < groups; g++, group += GROUP_BYTES)
+        for (int h = 0; h < 2; h++) {
+            const uint8_t *line = group + h * HALF_BYTES;
+            const __m512i zero = HAS_ZERO ? zeros16(group, h)
+                                          : _mm512_set1_epi8((char)(HAS_MIN ? 0 : ZERO_CODE));
+            for (int i = 0; i < 8; i += 2, to += 2 * LINE_BYTES) {
+                __m512i w[2];
+                if (CODE_BITS == 4) {
+                    split_line(line + i / 2 * LINE_BYTES, w);
+                } else {
+                    w[0] = _mm512_loadu_si512(line + i * LINE_BYTES);
+                    w[1] = _mm512_loadu_si512(line + (i + 1) * LINE_BYTES);
+                }
+                _mm512_store_si512(to, _mm512_sub_epi8(w[0], zero));
+                _mm512_store_si512(to + LINE_BYTES, _mm512_sub_epi8(w[1], zero));
+            }
+        }
+}
+
+/* ---- what rows bring ---- */
+
+/* The strips of a tile: so many, of which the first few have a row more. */
+static inline int strips_of(int rows, int *longer)
+{
+    const int all = (rows + MR - 1) / MR;
+    *longer = rows % all;
+    return all;
+}
+
+/* Make the window hold these rows of group g. */
+static void side_window(sides *s, const oct_rows *x, const oct_tile *t, int g)
+{
+    const int from = g / SIDE_GROUPS * SIDE_GROUPS, left = group_count(x->k) - from;
+    if (s->row == t->row && s->from == from) return;
+    int longer;
+    const int all = strips_of(t->rows, &longer);
+    s->row = t->row;
+    s->from = from;
+    s->groups = left < SIDE_GROUPS ? left : SIDE_GROUPS;
+    for (int i = 0, row = t->row; i < all; i++)
+        for (int r = 0; r < t->rows / all + (i < longer); r++, row++) {
+            const size_t at = (size_t)row * (size_t)(x->kp / OCT_GROUP) + (size_t)from;
+            for (int j = 0; j < s->groups; j++) {
+                const size_t to = ((size_t)i * (size_t)s->groups + (size_t)j) * MR + (size_t)r;
+                const float scale = x->act == OCT_A8G32 ? x->scale[at + (size_t)j] : 1.0f;
+                if (x->act == OCT_A8G32) s->scale[to] = scale;
+                if (HAS_MIN) s->sum[to] = (float)x->sum[at + (size_t)j] * scale;
+            }
+        }
+}
+
+/* ---- the float step ---- */
+
+/* acc = fma(I, s, acc) of one group's half h for all rows of a strip, and the minima where there are
+ * any. */
+OCT_INLINE void fold_rows(const strips *s, const int32_t *sums, const int h, const int rows,
+                          const oct_act act)
+{
+    const __m512 scale = widen16(s->group + SCALES_AT + h * 32, s->scale_type);
+    const __m512 min = HAS_MIN ? widen16(s->group + EXTRA_AT + h * 32, s->scale_type) : scale;
+    const int32_t *dots = sums + h * SUMS;
+#pragma GCC unroll 16
+    for (int r = 0; r < rows; r++) {
+        float *at = s->acc + r * OCT_BLOCK_N + h * HALF_N;
+        __m512i dot = _mm512_load_si512(dots + r * HALF_N);
+        __m512 by = scale;
+        if (act == OCT_A8X2) /* those of lo lie behind those of hi */
+            dot = _mm512_add_epi32(_mm512_slli_epi32(dot, 7),
+                                   _mm512_load_si512(dots + 2 * SUMS + r * HALF_N));
+        if (act == OCT_A8G32)
+            by = _mm512_mul_ps(scale, _mm512_set1_ps(s->scale[r]));
+        __m512 acc = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dot), by, _mm512_load_ps(at));
+        if (HAS_MIN) acc = _mm512_fmadd_ps(_mm512_set1_ps(s->sum[r]), min, acc);
+        _mm512_store_ps(at, acc);
+    }
+}
+
+OCT_INLINE void fold(const strips *s, const int32_t *sums, const int h, const oct_act act)
+{
+    if (s->rows == MR)
+        fold_rows(s, sums, h, MR, act);
+    else
+        fold_rows(s, sums, h, s->rows, act);
+}
+
+/* ---- tile products ---- */
+
+#define STORE(t, i) OCT_TILE_STORE(t, sums + (i) * SUMS, LINE_BYTES)
+#define DOT(c, a, b)      \
+    do {                  \
+        OCT_TILE_ZERO(c); \
+        OCT_TILE_DOT_SS(c, a, b); \
+    } while (0)
+
+/* Half 0 or 1 of a group: stores the sums that lie in this parity's tile, from two groups ago, and
+ * puts the group's there. The rows are loaded with half 0. */
+OCT_INLINE void dot_half(const int8_t *x, size_t kp, const int8_t *panel, int32_t *sums,
+                         const int parity, const int h, bool store, bool dot)
+{
+    if (dot && h == 0) OCT_TILE_LOAD(4, x, kp);
+    if (dot) OCT_TILE_LOAD(6, panel + h * PANEL_HALF, LINE_BYTES);
+    switch (2 * parity + h) {
+    case 0:
+        if (store) STORE(0, 0);
+        if (dot) DOT(0, 4, 6);
+        break;
+    case 1:
+        if (store) STORE(1, 1);
+        if (dot) DOT(1, 4, 6);
+        break;
+    case 2:
+        if (store) STORE(2, 0);
+        if (dot) DOT(2, 4, 6);
+        break;
+    default:
+        if (store) STORE(3, 1);
+        if (dot) DOT(3, 4, 6);
+        break;
+    }
+}
+
+/* The same for a8x2, which needs all four tiles for a group: the sums are of one group ago. */
+OCT_INLINE void dot_half_x2(const int8_t *hi, const int8_t *lo, size_t kp, const int8_t *panel,
+                            int32_t *sums, const int h, bool store, bool dot)
+{
+    if (dot && h == 0) OCT_TILE_LOAD(4, hi, kp);
+    if (dot && h == 0) OCT_TILE_LOAD(5, lo, kp);
+    if (dot) OCT_TILE_LOAD(6, panel + h * PANEL_HALF, LINE_BYTES);
+    if (h == 0) {
+        if (store) STORE(0, 0);
+        if (dot) DOT(0, 4, 6);
+        if (store) STORE(2, 2);
+        if (dot) DOT(2, 5, 6);
+    } else {
+        if (store) STORE(1, 1);
+        if (dot) DOT(1, 4, 6);
+        if (store) STORE(3, 3);
+        if (dot) DOT(3, 5, 6);
+    }
+}
+
+/* All strips over a window; in the last window each goes to its outputs, which are those of t. */
+OCT_INLINE void run_strips(const oct_linear_args *a, oct_tile t, strips *s, scratch *l, bool last,
+                           const oct_act act)
+{
+    const int n = s->strips * s->groups, lag = act == OCT_A8X2 ? 1 : 2;
+    const ptrdiff_t stride = (ptrdiff_t)s->kp * s->rows - s->groups * OCT_GROUP;
+    const int8_t *hi = s->hi, *lo = s->lo;
+    const uint8_t *first = s->group;
+    int g = 0, folded = 0;
+    t.rows = s->rows;
+    for (int i = 0; i < n + lag + 1; i += 2) {
+#pragma GCC unroll 2
+        for (int parity = 0; parity < 2; parity++) {
+            const int j = i + parity;
+            const bool store = j >= lag && j < n + lag, dot = j < n;
+            const bool add = j > lag && j <= n + lag;
+            const int8_t *panel = s->panel + g * PANEL_BYTES;
+            if (last && add && folded == 0) oct_tile_ask(a, &t, t.row, t.rows);
+#pragma GCC unroll 2
+            for (int h = 0; h < 2; h++) {
+                if (act == OCT_A8X2)
+                    dot_half_x2(hi, lo, s->kp, panel, l->sums[parity], h, store, dot);
+                else
+                    dot_half(hi, s->kp, panel, l->sums[parity], parity, h, store, dot);
+                if (add) fold(s, l->sums[1 - parity], h, act);
+            }
+            if (dot) {
+                oct_next_ask(&s->next, g);
+                hi += OCT_GROUP;
+                if (act == OCT_A8X2) lo += OCT_GROUP;
+                if (++g == s->groups) {
+                    g = 0;
+                    hi += stride;
+                    if (act == OCT_A8X2) lo += stride;
+                    oct_next_pass(&s->next, s->groups);
+                }
+            }
+            if (!add) continue;
+            s->group += GROUP_BYTES;
+            if (HAS_MIN) s->sum += MR;
+            if (act == OCT_A8G32) s->scale += MR;
+            if (++folded < s->groups) continue;
+            if (last) oct_tile_finish(a, &t, s->acc);
+            folded = 0;
+            t.row += t.rows;
+            s->group = first;
+            s->acc += s->rows * OCT_BLOCK_N;
+            if (HAS_MIN) s->sum += s->side_skip;
+            if (act == OCT_A8G32) s->scale += s->side_skip;
+        }
+    }
+}
+
+/* Groups [g, g + groups) of a tile, added to l->acc. */
+OCT_INLINE void tile_groups(const oct_linear_args *a, oct_tile t, scratch *l, int g, int groups,
+                            const oct_act act)
+{
+    const oct_rows *x = a->x;
+    const uint8_t *group = block_at(a->w, t.block) + (size_t)g * GROUP_BYTES;
+    const bool last = g + groups == group_count(x->k);
+    int longer;
+    const int all = strips_of(t.rows, &longer), rows = t.rows / all;
+    strips s = {.groups = groups, .panel = l->panel, .kp = (size_t)x->kp, .acc = l->acc};
+    fill_panel(group, groups, l->panel);
+    s.scale_type = a->w->scale_type;
+    if (HAS_MIN || act == OCT_A8G32) {
+        side_window(&l->side, x, &t, g);
+        s.scale = l->side.scale + (g - l->side.from) * MR;
+        s.sum = l->side.sum + (g - l->side.from) * MR;
+        s.side_skip = (size_t)(l->side.groups - groups) * MR;
+    }
+    s.next = oct_next_of(group + (size_t)groups * GROUP_BYTES, groups, GROUP_BYTES, all);
+    for (int part = 0; part < 2; part++) {
+        const size_t at = (size_t)t.row * (size_t)x->kp + (size_t)g * OCT_GROUP;
+        s.strips = part ? all - longer : longer;
+        s.rows = rows + (part ? 0 : 1);
+        if (!s.strips) continue;
+        if (l->shaped != s.rows) oct_tiles_shape(s.rows, s.rows, OCT_GROUP);
+        l->shaped = s.rows;
+        s.group = group;
+        s.hi = x->hi + at;
+        if (act == OCT_A8X2) s.lo = x->lo + at;
+        run_strips(a, t, &s, l, last, act);
+        t.row += s.strips * s.rows;
+    }
+}
+
+OCT_INLINE oct_kstatus linear(const oct_linear_args *a, size_t lo, size_t hi, void *lane,
+                              const oct_act act, oct_linear_fn few)
+{
+    scratch *l = lane;
+    const int all = group_count(a->w->k), windows = (all + WINDOW_GROUPS - 1) / WINDOW_GROUPS;
+    const int step = all <= SIDE_GROUPS ? (all + windows - 1) / windows : WINDOW_GROUPS;
+    assert(a->x->act == act && a->x->k == a->w->k && (uintptr_t)lane % 64 == 0);
+    if (a->x->m <= FEW_ROWS) return few(a, lo, hi, lane);
+    l->side.row = -1;
+    l->shaped = 0;
+    for (size_t i = lo; i < hi; i++) {
+        const oct_tile t = oct_tile_at(a, i);
+        if (t.rows <= FEW_ROWS) { /* and so are those of all tiles to come */
+            oct_tiles_release();
+            return few(a, i, hi, lane);
+        }
+        memset(l->acc, 0, (size_t)t.rows * OCT_BLOCK_N * sizeof *l->acc);
+        for (int g = 0; g < all; g += step)
+            tile_groups(a, t, l, g, all - g < step ? all - g : step, act);
+    }
+    oct_tiles_release();
+    return OCT_K_OK;
+}
+
+/* The slots of a format, and the column that takes few rows. */
+#define OCT_GROUPED_AMX(name)                                                                      \
+    extern const oct_weight_kernels oct_##name##_avx512;                                           \
+    static oct_kstatus linear_a8(const oct_linear_args *a, size_t lo, size_t hi, void *lane)       \
+    {                                                                                              \
+        return linear(a, lo, hi, lane, OCT_A8, oct_##name##_avx512.linear[OCT_A8]);                \
+    }                                                                                              \
+    static oct_kstatus linear_a8g32(const oct_linear_args *a, size_t lo, size_t hi, void *lane)    \
+    {                                                                                              \
+        return linear(a, lo, hi, lane, OCT_A8G32, oct_##name##_avx512.linear[OCT_A8G32]);          \
+    }                                                                                              \
+    static oct_kstatus linear_a8x2(const oct_linear_args *a, size_t lo, size_t hi, void *lane)     \
+    {                                                                                              \
+        return linear(a, lo, hi, lane, OCT_A8X2, oct_##name##_avx512.linear[OCT_A8X2]);            \
+    }                                                                                              \
+    const oct_weight_kernels oct_##name##_amx = {                                                  \
+        .linear = {[OCT_A8] = linear_a8, [OCT_A8G32] = linear_a8g32, [OCT_A8X2] = linear_a8x2},    \
+    };
