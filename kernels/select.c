@@ -118,10 +118,11 @@ void oct_kernels_select(oct_kernels *out, oct_isa cap)
     out->isa = cap;
 #define WEIGHT(name, column, ISA) \
     if (cap >= ISA) overlay_weight(out, OCT_WEIGHT_##name, &oct_##name##_##column, ISA);
-#define OCT_WEIGHT(name, group, bits, zero, min, code, type, on_scalar, on_avx2, on_avx512, on_amx, on_cuda) \
-    WEIGHT(name, scalar, OCT_SCALAR)                                                                         \
-    X86_##on_avx2(WEIGHT(name, avx2, OCT_AVX2))                                                              \
-    X86_##on_avx512(WEIGHT(name, avx512, OCT_AVX512))                                                        \
+#define OCT_WEIGHT(name, group, bits, zero, min, code, type, on_scalar, on_avx2, on_avx512, \
+                   on_amx, on_cuda)                                                         \
+    WEIGHT(name, scalar, OCT_SCALAR)                                                        \
+    X86_##on_avx2(WEIGHT(name, avx2, OCT_AVX2))                                             \
+    X86_##on_avx512(WEIGHT(name, avx512, OCT_AVX512))                                       \
     AMX_##on_amx(WEIGHT(name, amx, OCT_AMX))
 #include "kernels/weights.def"
 #undef OCT_WEIGHT

@@ -16,8 +16,8 @@ typedef struct {
 
 static inline oct_asker oct_asker_of(oct_ahead ahead, int steps)
 {
-    const long lines = (long)(ahead.end - ahead.at + 63) / 64;
-    return (oct_asker){ahead, (int)((lines + steps - 1) / steps)};
+    const unsigned lines = (unsigned)(ahead.end - ahead.at + 63) / 64, each = (unsigned)steps;
+    return (oct_asker){ahead, (int)((lines + each - 1) / each)};
 }
 
 /* Past the end by less than a step's lines: most often that is what the walk reads next. */

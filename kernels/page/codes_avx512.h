@@ -84,17 +84,40 @@ OCT_INLINE __m512i oct_words_of_e4m3(__m512i e)
     return _mm512_or_si512(_mm512_mask_blend_epi16(upper, a, b), sign);
 }
 
+/* Normal numbers of e4m3 in the high byte of each word, the low one ignored, to bf16. */
+OCT_INLINE __m512i oct_words_of_normal_e4m3(__m512i high)
+{
+    const __m512i sign_and_rest = _mm512_set1_epi16((short)0x87F0);
+    const __m512i kept = _mm512_and_si512(_mm512_srai_epi16(high, 4), sign_and_rest);
+    return _mm512_add_epi16(kept, _mm512_set1_epi16(0x3C00)); /* from -127 on, not -7 */
+}
+
+/* Four e4m3 of each dword as floats. Nearly all lines hold normal numbers only, which are bf16 but
+ * for the place of their bits. */
+OCT_INLINE void oct_floats_of_e4m3(__m512i dword, __m512 x[4])
+{
+    const __m512i upper = _mm512_set1_epi32(-0x10000), low = _mm512_set1_epi16(0xFF);
+    const __m512i rest = _mm512_sub_epi8(_mm512_and_si512(dword, _mm512_set1_epi8(0x7F)),
+                                         _mm512_set1_epi8(8));
+    __m512i even, odd;
+    if (__builtin_expect(_mm512_cmpgt_epu8_mask(rest, _mm512_set1_epi8(0x76)) == 0, 1)) {
+        even = oct_words_of_normal_e4m3(_mm512_slli_epi16(dword, 8));
+        odd = oct_words_of_normal_e4m3(dword);
+    } else { /* some are subnormal, zero or NaN */
+        even = oct_words_of_e4m3(_mm512_and_si512(dword, low));
+        odd = oct_words_of_e4m3(_mm512_srli_epi16(dword, 8));
+    }
+    x[0] = _mm512_castsi512_ps(_mm512_slli_epi32(even, 16));
+    x[1] = _mm512_castsi512_ps(_mm512_slli_epi32(odd, 16));
+    x[2] = _mm512_castsi512_ps(_mm512_and_si512(even, upper));
+    x[3] = _mm512_castsi512_ps(_mm512_and_si512(odd, upper));
+}
+
 /* The codes of each dword as floats, in order: four, of int4 eight. */
 OCT_INLINE void oct_codes_of(oct_code code, __m512i dword, __m512 x[8])
 {
     if (code == OCT_CODE_FP8) {
-        const __m512i bytes = _mm512_set1_epi16(0xFF), upper = _mm512_set1_epi32(-0x10000);
-        const __m512i even = oct_words_of_e4m3(_mm512_and_si512(dword, bytes));
-        const __m512i odd = oct_words_of_e4m3(_mm512_srli_epi16(dword, 8));
-        x[0] = _mm512_castsi512_ps(_mm512_slli_epi32(even, 16));
-        x[1] = _mm512_castsi512_ps(_mm512_slli_epi32(odd, 16));
-        x[2] = _mm512_castsi512_ps(_mm512_and_si512(even, upper));
-        x[3] = _mm512_castsi512_ps(_mm512_and_si512(odd, upper));
+        oct_floats_of_e4m3(dword, x);
         return;
     }
     for (int k = 0; k < (code == OCT_CODE_INT4 ? 8 : 4); k++) {

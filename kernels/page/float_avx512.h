@@ -61,11 +61,19 @@ OCT_INLINE __mmask16 oct_float_seen(int n)
     return n >= 16 ? 0xFFFF : n <= 0 ? 0 : (__mmask16)((1 << n) - 1);
 }
 
+/* How many of n vectors are widened before they are used: a broadcast serves them all, and sums and
+ * values fit the registers. */
+OCT_INLINE int oct_float_side(int rows, int n)
+{
+    return rows <= 4 && n % 2 == 0 ? 2 : 1;
+}
+
 /* `rows` queries from i on with nu units from u on; both are constants after inlining. */
 OCT_INLINE void oct_float_scores_tile(const oct_scores_args *a, oct_float_format f, int rows,
                                       int nu, int i, int u, oct_asker *ask)
 {
     __m512 acc[OCT_FLOAT_ROWS][4];
+    const int side = oct_float_side(rows, nu);
     const float *q = a->q->x + (size_t)i * a->q->ldx;
     const size_t ldq = a->q->ldx;
     for (int r = 0; r < rows; r++)
@@ -73,15 +81,19 @@ OCT_INLINE void oct_float_scores_tile(const oct_scores_args *a, oct_float_format
     for (int c = 0; c < a->d; c += 4, q += 4) {
         oct_ask(ask);
 #pragma GCC unroll 4
-        for (int v = 0; v < nu; v++) {
-            __m512 x[4];
-            oct_float_load_k(a, f, u + v, c, x);
+        for (int v = 0; v < nu; v += side) {
+            __m512 x[2][4];
+#pragma GCC unroll 2
+            for (int w = 0; w < side; w++) oct_float_load_k(a, f, u + v + w, c, x[w]);
 #pragma GCC unroll 4
             for (size_t k = 0; k < 4; k++)
 #pragma GCC unroll 6
-                for (int r = 0; r < rows; r++)
-                    acc[r][v] = _mm512_fmadd_ps(_mm512_set1_ps(q[(size_t)r * ldq + k]), x[k],
-                                                acc[r][v]);
+                for (int r = 0; r < rows; r++) {
+                    const __m512 by = _mm512_set1_ps(q[(size_t)r * ldq + k]);
+#pragma GCC unroll 2
+                    for (int w = 0; w < side; w++)
+                        acc[r][v + w] = _mm512_fmadd_ps(by, x[w][k], acc[r][v + w]);
+                }
         }
     }
 #pragma GCC unroll 6
@@ -131,17 +143,21 @@ OCT_INLINE void oct_float_mix_quad(__m512 acc[OCT_FLOAT_ROWS][4], const oct_mix_
 {
     oct_ask(ask);
     const bool edge = t0 > t || t1 < t + 4;
+    const int side = oct_float_side(rows, nv);
 #pragma GCC unroll 4
-    for (int v = 0; v < nv; v++) {
-        __m512 x[4];
-        oct_float_load_v(a, f, (int)t, c + 16 * v, x);
+    for (int v = 0; v < nv; v += side) {
+        __m512 x[2][4];
+#pragma GCC unroll 2
+        for (int i = 0; i < side; i++) oct_float_load_v(a, f, (int)t, c + 16 * (v + i), x[i]);
 #pragma GCC unroll 4
         for (unsigned k = 0; k < 4; k++) {
             const __mmask16 in = !edge || (t + k >= t0 && t + k < t1) ? 0xFFFF : 0;
 #pragma GCC unroll 6
             for (unsigned r = 0; r < (unsigned)rows; r++) {
                 const __m512 weight = _mm512_set1_ps(w[r * OCT_PAGE_TOKENS + t + k]);
-                acc[r][v] = _mm512_mask3_fmadd_ps(weight, x[k], acc[r][v], in);
+#pragma GCC unroll 2
+                for (int i = 0; i < side; i++)
+                    acc[r][v + i] = _mm512_mask3_fmadd_ps(weight, x[i][k], acc[r][v + i], in);
             }
         }
     }

@@ -22,8 +22,8 @@ typedef struct {
 } oct_tile_shapes;
 static_assert(sizeof(oct_tile_shapes) == 64, "what ldtilecfg reads");
 
-/* Shapes for sums over `inputs` (a multiple of 4, at most 64) at a time: C 0, C 1 and A 4 of `upper`
- * rows, C 2, C 3 and A 5 of `lower`. Zeroes all tiles. */
+/* Shapes for sums over `inputs` (a multiple of 4, at most 64) at a time: C 0, C 1 and A 4 of
+ * `upper` rows, C 2, C 3 and A 5 of `lower`. Zeroes all tiles. */
 static inline void oct_tiles_shape(int upper, int lower, int inputs)
 {
     static const uint8_t low[6] = {0, 0, 1, 1, 0, 1};
@@ -42,12 +42,13 @@ static inline void oct_tiles_release(void)
 }
 
 #define OCT_TILE_ZERO(t) __asm__ volatile("tilezero %%tmm" #t ::)
-#define OCT_TILE_LOAD(t, at, stride)                                                     \
+#define OCT_TILE_LOAD(t, at, stride)                                            \
     __asm__ volatile("tileloadd (%0,%1,1), %%tmm" #t ::"r"((const void *)(at)), \
-                     "r"((ptrdiff_t)(stride))                                            \
+                     "r"((ptrdiff_t)(stride))                                   \
                      : "memory")
-#define OCT_TILE_STORE(t, at, stride)                                                          \
-    __asm__ volatile("tilestored %%tmm" #t ", (%0,%1,1)" ::"r"((void *)(at)), "r"((ptrdiff_t)(stride)) \
+#define OCT_TILE_STORE(t, at, stride)                                           \
+    __asm__ volatile("tilestored %%tmm" #t ", (%0,%1,1)" ::"r"((void *)(at)),   \
+                     "r"((ptrdiff_t)(stride))                                   \
                      : "memory")
 /* Signed A; B signed (ss) or unsigned (su). */
 #define OCT_TILE_DOT_SS(c, a, b) \

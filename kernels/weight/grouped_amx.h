@@ -2,11 +2,11 @@
  * grouped.h.
  *
  * A tile product takes 16 rows x 16 channels over one group of 32 inputs, from a panel of signed
- * bytes into which a window of groups is unpacked once per row tile. Its integers pass through memory
- * to the float step, which is the one of the other columns: one fma per group, k ascending. So the
- * sums wait in L1, and three units work at once on different groups: dots, stores (of the sums of the
- * group before last), and float steps (of the one before that). Tiles of few rows are left to the
- * AVX-512 column, which gives the same bits. */
+ * bytes into which a window of groups is unpacked once per row tile. Its integers pass through
+ * memory to the float step, which is the one of the other columns: one fma per group, k ascending.
+ * So the sums wait in L1, and three units work at once on different groups: dots, stores (of the
+ * sums of the group before last), and float steps (of the one before that). Tiles of few rows are
+ * left to the AVX-512 column, which gives the same bits. */
 #include "kernels/simd/tiles_amx.h"
 #include "kernels/weight/lines_avx512.h"
 #include "kernels/weight/next.h"
@@ -22,12 +22,12 @@ enum {
     FEW_ROWS = 8             /* most rows of a tile that vectors take in less time */
 };
 
-/* What the rows of a tile bring to every column block, for groups [from, from + groups), as the float
- * step reads it: [strip][group][row of the strip]. */
+/* What the rows of a tile bring to every column block, for groups [from, from + groups), as the
+ * float step reads it: [strip][group][row of the strip]. */
 typedef struct {
     int row, from, groups;
     float scale[OCT_TILE_M * SIDE_GROUPS]; /* a8g32 */
-    float sum[OCT_TILE_M * SIDE_GROUPS]; /* of formats with minima: X (a8, a8x2), X * scale (a8g32) */
+    float sum[OCT_TILE_M * SIDE_GROUPS];   /* minima: X (a8, a8x2), X * scale (a8g32) */
 } sides;
 
 typedef struct {
@@ -50,7 +50,7 @@ typedef struct {
     const uint8_t *group; /* as stored: its scales and minima */
     oct_dtype scale_type;
     const float *scale, *sum; /* of `sides`, at a group of a strip */
-    size_t side_skip;         /* from a strip's last group in this window to the next strip's first */
+    size_t side_skip; /* from behind a strip's groups of this window to the next strip's first */
     float *acc; /* [strips * rows][32], in and out */
 } strips;
 
@@ -112,8 +112,7 @@ static void side_window(sides *s, const oct_rows *x, const oct_tile *t, int g)
 
 /* ---- the float step ---- */
 
-/* acc = fma(I, s, acc) of one group's half h for all rows of a strip, and the minima where there are
- * any. */
+/* acc = fma(I, s, acc) of one group's half h for all rows of a strip, and the minima if any. */
 OCT_INLINE void fold_rows(const strips *s, const int32_t *sums, const int h, const int rows,
                           const oct_act act)
 {

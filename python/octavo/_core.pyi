@@ -41,7 +41,7 @@ class Runtime:
     def kernels(self) -> list[tuple[str, str, str, str, str | None, float]]:
         """Rows (table, name, slot, form, isa, bits)."""
     def roofs(self, nbytes: int, seconds: float = 0.2) -> dict[str, float]:
-        """Best rates of the pool, per second: int8_ops, tile_ops (0 without AMX), f32_ops, read_bytes."""
+        """Best rates of the pool, per second: int8_ops, tile_ops, f32_ops, read_bytes."""
     def kl(
         self, base: npt.NDArray[np.float32], other: npt.NDArray[np.float32]
     ) -> npt.NDArray[np.float64]: ...

@@ -1,5 +1,5 @@
-/* q4g32, AMX column: the linears of grouped_amx.h with the constants of q4g32.h. Float activations, and
- * tiles of few rows, stay with the AVX-512 column. */
+/* q4g32, AMX column: the linears of grouped_amx.h with the constants of q4g32.h. Float
+ * activations, and tiles of few rows, stay with the AVX-512 column. */
 #include "kernels/weight/q4g32/q4g32.h"
 #include "kernels/weight/grouped_amx.h"
 
