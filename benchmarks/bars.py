@@ -1,10 +1,11 @@
 """The bars that Octavo's speed is held to, each with what the results say of it.
 
 Every bar is a number that a measured one must reach; what is not in the results is "not measured".
-Where one falls short, `reasons.json` says why, under the bar's own words.
+Where one falls short, `reasons.json` says why, by machine and under the bar's own words.
 """
 
 import json
+import re
 import statistics
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -43,10 +44,9 @@ class Bar:
             return "not measured"
         return "met" if self.got >= self.must else "**not met**"
 
-    @property
-    def reason(self) -> str:
-        """Why it falls short, or what else there is to say."""
-        found = json.loads(REASONS.read_text()) if REASONS.exists() else {}
+    def reason(self, machine: str) -> str:
+        """Return why it falls short on a machine of this name, or what else there is to say."""
+        found = json.loads(REASONS.read_text()).get(machine, {}) if REASONS.exists() else {}
         return found.get(f"{self.number} {self.what}", found.get(str(self.number), ""))
 
 
@@ -57,6 +57,32 @@ def load(folder: Path) -> dict[str, list[Row]]:
         rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
         out[path.stem] = sorted(rows, key=lambda r: r["machine"]["time"])
     return out
+
+
+def name_of(cpu: str) -> str:
+    """Return a processor's name as files and `reasons.json` write it."""
+    return re.sub(r"[^a-z0-9]+", "-", re.sub(r"\(\w+\)", "", cpu.lower())).strip("-")
+
+
+def by_machine(data: dict[str, list[Row]]) -> dict[str, dict[str, list[Row]]]:
+    """Return the rows of each kind of processor by its name, the one of the newest row first."""
+    found: dict[str, dict[str, list[Row]]] = {}
+    last: dict[str, str] = {}
+    for bench, rows in data.items():
+        for row in rows:
+            name = name_of(row["machine"]["cpu"])
+            found.setdefault(name, {}).setdefault(bench, []).append(row)
+            last[name] = max(last.get(name, ""), row["machine"]["time"])
+    return {name: found[name] for name in sorted(found, key=lambda n: last[n], reverse=True)}
+
+
+def best_column(rows: Iterable[Row]) -> list[Row]:
+    """Return the rows of the highest column of kernels among these."""
+    rows = list(rows)
+    for isa in ("amx", "avx512", "avx2", "scalar"):
+        if found := where(rows, isa=isa):
+            return found
+    return rows
 
 
 def newest(rows: Iterable[Row], *keys: str) -> list[Row]:
@@ -106,7 +132,7 @@ def of_lower_roof(row: Row, amd: bool) -> float:
 
 def linear(data: dict[str, list[Row]]) -> Iterator[Bar]:
     """Bars 1 and 2: products of 4096 x 4096 on the best column."""
-    rows = where(data.get("linear", ()), n=4096, k=4096, isa="avx512", threads=2)
+    rows = best_column(where(data.get("linear", ()), n=4096, k=4096, threads=2))
     rows = newest(rows, "weights", "act", "m")
     amd = bool(rows) and rows[-1]["machine"]["vendor"] == "AuthenticAMD"
     for (weights, act), ceilings in CEILINGS.items():

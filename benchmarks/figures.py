@@ -10,7 +10,7 @@ import matplotlib
 
 matplotlib.use("svg")
 
-from bars import Row, newest, where
+from bars import Row, best_column, newest, where
 from matplotlib import pyplot as plt
 
 STYLE = {"svg.fonttype": "none", "svg.hashsalt": "octavo", "font.size": 9, "axes.grid": True,
@@ -29,7 +29,7 @@ def save(name: str, folder: Path) -> None:
 
 def roof_bars(data: dict[str, list[Row]], folder: Path) -> None:
     """Draw every product's share of the lower roof, by rows."""
-    rows = where(data.get("linear", ()), n=4096, k=4096, isa="avx512", threads=2)
+    rows = best_column(where(data.get("linear", ()), n=4096, k=4096, threads=2))
     rows = newest(rows, "weights", "act", "m")
     sizes = [m for m in (1, 8, 512) if where(rows, m=m)]
     if not sizes:

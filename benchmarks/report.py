@@ -2,6 +2,7 @@
 
     python benchmarks/report.py [--results benchmarks/results] [--out docs/performance.md]
 
+The page is of the processor that was measured last; each other has one of its own, named after it.
 Bars are in `bars.py`, reasons for what falls short in `reasons.json`. Figures need matplotlib (the
 extra `notebook`); without it the tables are written and the figures stay as they are.
 """
@@ -14,7 +15,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from bars import Row, bars, load, newest, where
+from bars import Row, bars, by_machine, load, newest, where
 from common import RESULTS, ROOT
 
 INTRO = """# Performance
@@ -23,7 +24,8 @@ Written by `benchmarks/report.py` from `benchmarks/results/*.jsonl`: the newest 
 Roofs are measured in the same process, threads and minute as what is held against them; contenders
 take turns, round by round. Figures are medians over rounds, in brackets the lowest and highest.
 Absolute figures move with a machine's neighbours: percentages and ratios are what to compare.
-Bytes are those stored, scales included; operations are 2 * m * n * k, without unpacking.
+Bytes are those stored, scales included; operations are 2 * m * n * k, without unpacking. The byte
+peak is that of vectors (vpdpbusd), which tile products (the column amx) may exceed.
 """
 ELSEWHERE = """Bars 9 (what integer attention adds to a scheme's divergence) and 10 (laws,
 sanitizers, sizes of files) are not of time: [measurements.md](measurements.md), and the tests."""
@@ -77,21 +79,26 @@ def about(data: dict[str, list[Row]]) -> str:
     return table(head, [[*k, v] for k, v in keys.items()])
 
 
-def verdicts(data: dict[str, list[Row]]) -> str:
+def verdicts(data: dict[str, list[Row]], machine: str) -> str:
     head = ["#", "what", "must", "measured", "", "note"]
     body = []
     for bar in bars(data):
         got = "" if bar.got is None else f"{figure(bar.got)} {bar.unit}"
         must = f"{figure(bar.must)} {bar.unit}"
-        body.append([bar.number, bar.what, must, got, bar.verdict, bar.reason])
+        body.append([bar.number, bar.what, must, got, bar.verdict, bar.reason(machine)])
     return table(head, body) + "\n\n" + ELSEWHERE
 
 
 def roofs(data: dict[str, list[Row]]) -> str:
     rows = newest(data.get("roofs", ()), "isa", "threads")
-    names = ("stream_gbs", "int8_gops", "f32_gops")
-    head = ["column", "threads", "reading, GB/s", "byte products, Gop/s", "float fma, Gflop/s"]
-    return table(head, [[r["isa"], r["threads"], *(span(r[n]) for n in names)] for r in rows])
+    names = ("stream_gbs", "int8_gops", "tile_gops", "f32_gops")
+    head = ["column", "threads", "reading, GB/s", "byte products, Gop/s", "in tiles, Gop/s",
+            "float fma, Gflop/s"]  # fmt: skip
+
+    def cells(r: Row) -> list[str]:
+        return [span(r[n]) if r.get(n, {}).get("median") else "" for n in names]
+
+    return table(head, [[r["isa"], r["threads"], *cells(r)] for r in rows])
 
 
 def linear(data: dict[str, list[Row]]) -> str:
@@ -155,11 +162,11 @@ def arrivals(data: dict[str, list[Row]]) -> str:
     return table(head, [[*(r[c] for c in cells), *(span(r[n]) for n in names)] for r in rows])
 
 
-def page(data: dict[str, list[Row]], figures: list[str]) -> str:
-    """Return the whole page."""
+def page(data: dict[str, list[Row]], figures: list[str], machine: str, others: str) -> str:
+    """Return the whole page of a machine."""
     parts = {
         "Machines": about(data),
-        "Bars": verdicts(data),
+        "Bars": verdicts(data, machine),
         "Figures": "\n\n".join(f"![{Path(f).stem}]({f})" for f in figures),
         "Roofs": roofs(data),
         "Products: percent of the lower roof (Gop/s)": linear(data),
@@ -173,7 +180,7 @@ def page(data: dict[str, list[Row]], figures: list[str]) -> str:
         "Other engines, decode at depth": peers(data, True),
     }
     text = "".join(f"\n## {name}\n\n{body.strip()}\n" for name, body in parts.items() if body)
-    return INTRO + text
+    return INTRO + others + text
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -181,17 +188,25 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--out", type=Path, default=ROOT / "docs" / "performance.md")
     args = parser.parse_args(argv)
-    data, folder = load(args.results), args.out.parent / "figures"
+    found = by_machine(load(args.results))
     args.out.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        from figures import draw
+    paths = {
+        name: args.out.with_stem(f"{args.out.stem}-{name}") if i else args.out
+        for i, name in enumerate(found)
+    }
+    for name, data in found.items():
+        folder = args.out.parent / "figures" / name
+        try:
+            from figures import draw
 
-        draw(data, folder)
-    except ModuleNotFoundError as error:
-        print(f"figures are not drawn: {error}", file=sys.stderr)
-    drawn = sorted(f"figures/{p.name}" for p in folder.glob("*.svg"))
-    args.out.write_text(page(data, drawn), encoding="utf-8")
-    print(f"{args.out}: {sum(map(len, data.values()))} rows", file=sys.stderr)
+            draw(data, folder)
+        except ModuleNotFoundError as error:
+            print(f"figures are not drawn: {error}", file=sys.stderr)
+        drawn = sorted(f"figures/{name}/{p.name}" for p in folder.glob("*.svg"))
+        links = [f"[{other}]({path.name})" for other, path in paths.items() if other != name]
+        others = f"\nOther machines: {', '.join(links)}.\n" if links else ""
+        paths[name].write_text(page(data, drawn, name, others), encoding="utf-8")
+        print(f"{paths[name]}: {sum(map(len, data.values()))} rows", file=sys.stderr)
 
 
 if __name__ == "__main__":

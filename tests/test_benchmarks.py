@@ -150,17 +150,38 @@ def test_the_llama_shape_is_a_model(llama_shape):
         assert llm.tokenizer.decode(llm.tokenizer.encode("then in \n é")).endswith("then in \n é")
 
 
-def test_report_holds_rows_against_bars(bench, tmp_path):
+def reported(bench, tmp_path, *changes):
+    """The folder of the report on copies of one row of `linear`, each changed."""
     argv = ["--weights", "q4g32", "--act", "a8", "--rows", 64, "--shape", "32x64"]
     bench("linear", *argv, "--isa", "scalar", "--most-mib", 0, "--at-least", 0)
     path = tmp_path / "linear.jsonl"
-    row = json.loads(path.read_text())
-    row |= {"n": 4096, "k": 4096, "isa": "avx512", "threads": 2, "percent_peak": 80.0}
-    row["machine"]["vendor"] = "AuthenticAMD"
-    path.write_text(json.dumps(row) + "\n")
+    first = json.loads(path.read_text())
+    first |= {"n": 4096, "k": 4096, "isa": "avx512", "threads": 2, "percent_peak": 80.0}
+    rows = [{**first, **c, "machine": {**first["machine"], **c["machine"]}} for c in changes]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     importlib.import_module("report").main(
         ["--results", str(tmp_path), "--out", str(tmp_path / "docs" / "page.md")]
     )
-    page = (tmp_path / "docs" / "page.md").read_text()
+    return tmp_path / "docs"
+
+
+def test_report_holds_rows_against_bars(bench, tmp_path):
+    amd = {"machine": {"vendor": "AuthenticAMD"}}
+    page = (reported(bench, tmp_path, amd) / "page.md").read_text()
     assert re.search(r"\| 1 \| q4g32 x a8, M >= 64.* \| 75.6 % \| 80 % \| met \|", page)
     assert re.search(r"\| 2 \| bf16, .* \| not measured \|", page)
+
+
+def test_report_has_a_page_for_each_processor(bench, tmp_path):
+    intel = {"vendor": "GenuineIntel", "cpu": "Intel(R) Some CPU @ 2", "time": "2030-01-02"}
+    docs = reported(
+        bench, tmp_path,
+        {"machine": {"vendor": "AuthenticAMD", "cpu": "AMD Other", "time": "2030-01-01"}},
+        {"machine": intel, "isa": "amx", "percent_peak": 150.0},
+        {"machine": intel, "percent_peak": 60.0},
+    )  # fmt: skip
+    page, other = (docs / "page.md").read_text(), (docs / "page-amd-other.md").read_text()
+    assert re.search(r"q4g32 x a8, M >= 64.* \| 68 % \| 150 % \| met \|", page)
+    assert re.search(r"q4g32 x a8, M >= 64.* \| 75.6 % \| 80 % \| met \|", other)
+    assert "[amd-other](page-amd-other.md)" in page and "[intel-some-cpu-2](page.md)" in other
+    assert sorted(p.name for p in docs.glob("*.md")) == ["page-amd-other.md", "page.md"]
