@@ -61,7 +61,7 @@ typedef enum { OCT_ROLE_K, OCT_ROLE_V } oct_role;
  * returns OCT_K_NONFINITE. */
 typedef struct {
     oct_act act;
-    int m, k, kp;        /* kp: k rounded up to OCT_GROUP */
+    int m, k, kp;        /* kp: k rounded up to OCT_GROUP, or more groups, all zero (oct_rows_kp) */
     const float *x;      /* [m][ldx], the float rows; always present */
     size_t ldx;          /* >= k; elements past k are never read */
     const int8_t *hi;    /* [m][kp], 64-byte aligned, zero past k; NULL for a32 */
@@ -69,6 +69,15 @@ typedef struct {
     const float *scale;  /* a8, a8x2: [m]; a8g32: [m][kp/32]; NULL for a32 */
     const int32_t *sum;  /* [m][kp/32]: sum of the codes (a8x2: of Q) per 32 inputs; NULL for a32 */
 } oct_rows;
+
+/* Codes of a row in memory. Rows a multiple of half an OS page apart would share few sets of the
+ * first cache, which 16 of them at once overflow: two groups of zeros keep them apart. */
+#define OCT_ROW_APART 64
+static inline int oct_rows_kp(int k)
+{
+    const int kp = (k + OCT_GROUP - 1) / OCT_GROUP * OCT_GROUP;
+    return kp % 2048 ? kp : kp + OCT_ROW_APART;
+}
 
 /* ---------------------------------------------------------------------------------------------
  * Weight formats. W is [n out][k in], y[m][n] = sum_k x[m][k] W[n][k] (+ bias).

@@ -74,7 +74,7 @@ static void set_input(const step *s, const float *x, int k, int64_t rows)
     r->act = s->p->act;
     r->m = (int)rows;
     r->k = k;
-    r->kp = (k + OCT_GROUP - 1) / OCT_GROUP * OCT_GROUP;
+    r->kp = oct_rows_kp(k);
     r->x = x;
     r->ldx = (size_t)k;
 }

@@ -182,9 +182,9 @@ void oct_products_run(oct_runtime *rt, const oct_product *product, int count)
 
 oct_status oct_rows_alloc(oct_rows *rows, const char *operation, int m, int k)
 {
-    const int kp = (k + OCT_GROUP - 1) / OCT_GROUP * OCT_GROUP;
-    const size_t codes = (size_t)m * (size_t)kp, groups = codes / OCT_GROUP;
-    *rows = (oct_rows){.m = m, .k = k, .kp = kp};
+    const size_t most = ((size_t)k + OCT_GROUP - 1) / OCT_GROUP * OCT_GROUP + OCT_ROW_APART;
+    const size_t codes = (size_t)m * most, groups = codes / OCT_GROUP;
+    *rows = (oct_rows){.m = m, .k = k, .kp = oct_rows_kp(k)};
     rows->hi = oct_alloc(OCT_TAG_SCRATCH, codes, 1);
     rows->lo = oct_alloc(OCT_TAG_SCRATCH, codes, 1);
     rows->scale = oct_alloc(OCT_TAG_SCRATCH, groups, sizeof *rows->scale);

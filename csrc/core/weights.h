@@ -50,7 +50,7 @@ void oct_products_run(oct_runtime *, const oct_product *, int count);
  * read a32. */
 oct_act oct_effective_act(const oct_kernels *, oct_weight_id, oct_act);
 
-/* Arrays behind an oct_rows of up to m rows of k; every pointer of `rows` is set. */
+/* Arrays behind an oct_rows of up to m rows of up to k; every pointer of `rows` is set. */
 oct_status oct_rows_alloc(oct_rows *rows, const char *operation, int m, int k);
 void oct_rows_free(oct_rows *rows);
 

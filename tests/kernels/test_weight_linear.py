@@ -130,6 +130,17 @@ def test_a_row_does_not_depend_on_its_batch(name, act, isa):
         equal(part, whole[lo:hi], f"rows {lo}..{hi}")
 
 
+@pytest.mark.parametrize(("name", "act", "isa"), [c for c in COLUMNS if c[1] != "a32"])
+def test_rows_may_lie_further_apart(name, act, isa):
+    n, m = 34, 19
+    rng = np.random.default_rng(27)
+    for k in (40, 96):
+        w = calls.random_matrix(name, n, k, rng)
+        x, start = inputs(m, k, rng), np.zeros((m, n), np.float32)
+        want = run(w, isa, calls.oracle_rows(x, act), start)
+        equal(run(w, isa, calls.oracle_rows(x, act, apart=64), start), want, f"k{k}")
+
+
 @pytest.mark.parametrize(("name", "act", "isa"), COLUMNS)
 def test_a_nan_row_stays_alone(name, act, isa):
     n, k, m = 33, 64, 9

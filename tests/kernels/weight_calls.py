@@ -165,10 +165,11 @@ class Rows:
     lo: np.ndarray = None
     scale: np.ndarray = None
     sum: np.ndarray = None
+    apart: int = 0  # codes between a row's last group and the next row
 
     @property
     def tuple(self):
-        kp = oracle.groups(self.k) * 32
+        kp = oracle.groups(self.k) * 32 + self.apart
         ldx = self.x.strides[0] // 4
         arrays = (at(self.x), ldx, at(self.hi), at(self.lo), at(self.scale), at(self.sum))
         return ACTS.index(self.act), self.x.shape[0], self.k, kp, *arrays
@@ -181,17 +182,21 @@ def poisoned(x, extra=5, offset=4):
     return aligned(wide, offset)
 
 
-def oracle_rows(x, act):
-    """Rows as the oracle quantizes them."""
+def oracle_rows(x, act, apart=0):
+    """Rows as the oracle quantizes them, `apart` zero codes (a multiple of 32) behind each."""
     k = x.shape[1]
     if act == "a32":
         return Rows(act, poisoned(x), k)
     q, scale, total, _ = oracle.quantize(x, act)
+    q, total = (np.pad(a, ((0, 0), (0, more))) for a, more in ((q, apart), (total, apart // 32)))
+    if act == "a8g32":
+        scale = np.pad(scale, ((0, 0), (0, apart // 32)))
     if act != "a8x2":
-        return Rows(act, poisoned(x), k, aligned(q.astype(np.int8)), None, scale, total)
-    hi = (q + 64) >> 7
-    parts = (aligned(p.astype(np.int8)) for p in (hi, q - 128 * hi))
-    return Rows(act, poisoned(x), k, *parts, scale, total)
+        codes = aligned(q.astype(np.int8)), None
+    else:
+        hi = (q + 64) >> 7
+        codes = (aligned(p.astype(np.int8)) for p in (hi, q - 128 * hi))
+    return Rows(act, poisoned(x), k, *codes, scale, total, apart)
 
 
 def linear(matrix, isa, rows, y, bias=None, add=False, span=None):

@@ -16,7 +16,7 @@ typedef struct {
     oct_act act;
     int k, kp;
     const float *x;
-    int8_t *hi, *lo; /* [kp]; lo only for a8x2 */
+    int8_t *hi, *lo; /* [kp]; lo only for a8x2; kp: k rounded up to OCT_GROUP */
     float *scale;    /* one, or one per group */
     int32_t *sum;    /* [kp / OCT_GROUP] */
 } oct_quantize_row;
@@ -25,18 +25,26 @@ oct_kstatus oct_op_quantize_scalar(const oct_quantize_args *a, size_t lo, size_t
 oct_kstatus oct_op_quantize_avx2(const oct_quantize_args *a, size_t lo, size_t hi);
 oct_kstatus oct_op_quantize_avx512(const oct_quantize_args *a, size_t lo, size_t hi);
 
-/* The op is the one writer of these arrays, which all later readers see as const. */
+/* The op is the one writer of these arrays, which all later readers see as const. Groups past the
+ * row's last are zeroed here. */
 static inline oct_quantize_row oct_quantize_row_at(const oct_rows *rows, size_t i)
 {
-    assert(rows->k > 0 && rows->kp % OCT_GROUP == 0 && rows->kp - rows->k < OCT_GROUP);
+    assert(rows->k > 0 && rows->kp % OCT_GROUP == 0 && rows->kp >= rows->k);
     const size_t groups = (size_t)rows->kp / OCT_GROUP;
-    oct_quantize_row r = {.act = rows->act, .k = rows->k, .kp = rows->kp};
+    const int whole = (rows->k + OCT_GROUP - 1) / OCT_GROUP;
+    oct_quantize_row r = {.act = rows->act, .k = rows->k, .kp = whole * OCT_GROUP};
     r.x = rows->x + i * rows->ldx;
     if (rows->act == OCT_A32) return r;
     r.hi = (int8_t *)(uintptr_t)rows->hi + i * (size_t)rows->kp;
     if (rows->act == OCT_A8X2) r.lo = (int8_t *)(uintptr_t)rows->lo + i * (size_t)rows->kp;
     r.scale = (float *)(uintptr_t)rows->scale + i * (rows->act == OCT_A8G32 ? groups : 1);
     r.sum = (int32_t *)(uintptr_t)rows->sum + i * groups;
+    for (int g = whole; g < (int)groups; g++) {
+        memset(r.hi + g * OCT_GROUP, 0, OCT_GROUP);
+        if (r.lo) memset(r.lo + g * OCT_GROUP, 0, OCT_GROUP);
+        if (rows->act == OCT_A8G32) r.scale[g] = 0.0f;
+        r.sum[g] = 0;
+    }
     return r;
 }
 

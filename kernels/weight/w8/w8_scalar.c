@@ -105,8 +105,9 @@ static float sum_of(const oct_rows *x, int row, const uint8_t *block, int c)
             t = fmaf(x->x[(size_t)row * x->ldx + (size_t)j], (float)code_get(block, c, j), t);
         return t;
     }
-    if (x->act != OCT_A8G32) return (float)dot_of(x, row, block, c, 0, x->kp);
-    for (int g = 0; g < x->kp / OCT_GROUP; g++) {
+    const int groups = group_count(x->k);
+    if (x->act != OCT_A8G32) return (float)dot_of(x, row, block, c, 0, groups * OCT_GROUP);
+    for (int g = 0; g < groups; g++) {
         const float sx = x->scale[(size_t)row * (size_t)(x->kp / OCT_GROUP) + (size_t)g];
         t = fmaf((float)dot_of(x, row, block, c, g * OCT_GROUP, (g + 1) * OCT_GROUP), sx, t);
     }
@@ -116,7 +117,7 @@ static float sum_of(const oct_rows *x, int row, const uint8_t *block, int c)
 static oct_kstatus linear(const oct_linear_args *a, size_t lo, size_t hi, void *lane)
 {
     (void)lane;
-    assert(a->x->k == a->w->k && a->x->kp == group_count(a->w->k) * OCT_GROUP);
+    assert(a->x->k == a->w->k && a->x->kp >= group_count(a->w->k) * OCT_GROUP);
     for (size_t i = lo; i < hi; i++) {
         const oct_tile t = oct_tile_at(a, i);
         const uint8_t *block = block_at(a->w, t.block);
