@@ -105,7 +105,7 @@ def measure(scheme: str, shape: tuple[int, int], isa: str, threads: int, args: A
 
 def main(argv: list[str] | None = None) -> None:
     parser = options(__doc__)
-    known = ["q4g32", "q4g32m", "q4g32z", "w8g32", "bf16", "f32"]
+    known = ["q4g32", "q4g32m", "q4g32z", "w8g32", "w8", "bf16", "f32"]
     parser.add_argument("--weights", nargs="+", default=known)
     parser.add_argument("--act", nargs="+", default=["a8x2", "a8g32", "a8"])
     parser.add_argument("--rows", type=int, nargs="+", default=[1, 2, 4, 8, 16, 64, 512])
