@@ -48,12 +48,12 @@ if "release" not in variants or len(variants) > 1:
     FLAGS += ["-UNDEBUG"]
 
 
-def compiles(flags):
-    """Whether the compiler that will be used knows these flags."""
+def compiles(flags, text):
+    """Whether the compiler that will be used, and its assembler, take these flags and this C."""
     command = os.environ.get("CC") or sysconfig.get_config_var("CC") or "cc"
     command = [*command.split(), *flags, "-x", "c", "-c", "-o", os.devnull, "-"]
     try:
-        return subprocess.run(command, input=b"", capture_output=True).returncode == 0
+        return subprocess.run(command, input=text, capture_output=True).returncode == 0
     except OSError:
         return False  # the build says so itself
 
@@ -107,7 +107,7 @@ class BuildExt(build_ext):
         return os.path.getmtime(obj) > newest
 
 
-HAVE_AMX = X86 and compiles(AMX)
+HAVE_AMX = X86 and compiles(AMX, b'void f(void) { __asm__("tilerelease"); }')
 HEADERS = {ROOT / "setup.py"}
 for folder in ("kernels", "csrc"):
     for pattern in ("*.h", "*.def", "*.inc"):

@@ -59,9 +59,13 @@ def load(folder: Path) -> dict[str, list[Row]]:
     return out
 
 
-def name_of(cpu: str) -> str:
-    """Return a processor's name as files and `reasons.json` write it."""
-    return re.sub(r"[^a-z0-9]+", "-", re.sub(r"\(\w+\)", "", cpu.lower())).strip("-")
+def name_of(machine: Row) -> str:
+    """Return a processor's name as files and `reasons.json` write it.
+
+    Virtual machines give one name to many, so those that multiply by tiles say so.
+    """
+    name = re.sub(r"[^a-z0-9]+", "-", re.sub(r"\(\w+\)", "", machine["cpu"].lower())).strip("-")
+    return f"{name}-amx" if "amx_int8" in machine["flags"] else name
 
 
 def by_machine(data: dict[str, list[Row]]) -> dict[str, dict[str, list[Row]]]:
@@ -70,19 +74,16 @@ def by_machine(data: dict[str, list[Row]]) -> dict[str, dict[str, list[Row]]]:
     last: dict[str, str] = {}
     for bench, rows in data.items():
         for row in rows:
-            name = name_of(row["machine"]["cpu"])
+            name = name_of(row["machine"])
             found.setdefault(name, {}).setdefault(bench, []).append(row)
             last[name] = max(last.get(name, ""), row["machine"]["time"])
     return {name: found[name] for name in sorted(found, key=lambda n: last[n], reverse=True)}
 
 
-def best_column(rows: Iterable[Row]) -> list[Row]:
-    """Return the rows of the highest column of kernels among these."""
-    rows = list(rows)
-    for isa in ("amx", "avx512", "avx2", "scalar"):
-        if found := where(rows, isa=isa):
-            return found
-    return rows
+def best_column(rows: Iterable[Row], *keys: str) -> list[Row]:
+    """Return the last row of each case, of the highest column of kernels that it has."""
+    columns = ("scalar", "avx2", "avx512", "amx")
+    return newest(sorted(rows, key=lambda r: columns.index(r["isa"])), *keys)
 
 
 def newest(rows: Iterable[Row], *keys: str) -> list[Row]:
@@ -132,8 +133,8 @@ def of_lower_roof(row: Row, amd: bool) -> float:
 
 def linear(data: dict[str, list[Row]]) -> Iterator[Bar]:
     """Bars 1 and 2: products of 4096 x 4096 on the best column."""
-    rows = best_column(where(data.get("linear", ()), n=4096, k=4096, threads=2))
-    rows = newest(rows, "weights", "act", "m")
+    rows = where(data.get("linear", ()), n=4096, k=4096, threads=2)
+    rows = best_column(rows, "weights", "act", "m")
     amd = bool(rows) and rows[-1]["machine"]["vendor"] == "AuthenticAMD"
     for (weights, act), ceilings in CEILINGS.items():
         found = [r for r in where(rows, weights=weights, act=act) if r["m"] >= 64]

@@ -29,8 +29,8 @@ def save(name: str, folder: Path) -> None:
 
 def roof_bars(data: dict[str, list[Row]], folder: Path) -> None:
     """Draw every product's share of the lower roof, by rows."""
-    rows = best_column(where(data.get("linear", ()), n=4096, k=4096, threads=2))
-    rows = newest(rows, "weights", "act", "m")
+    rows = where(data.get("linear", ()), n=4096, k=4096, threads=2)
+    rows = best_column(rows, "weights", "act", "m")
     sizes = [m for m in (1, 8, 512) if where(rows, m=m)]
     if not sizes:
         return

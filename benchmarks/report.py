@@ -189,6 +189,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, default=ROOT / "docs" / "performance.md")
     args = parser.parse_args(argv)
     found = by_machine(load(args.results))
+    for path in args.out.parent.glob(f"{args.out.stem}-*.md"):
+        path.unlink()  # of a machine that is the newest now, or has no rows any more
     args.out.parent.mkdir(parents=True, exist_ok=True)
     paths = {
         name: args.out.with_stem(f"{args.out.stem}-{name}") if i else args.out

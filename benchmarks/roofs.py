@@ -21,7 +21,7 @@ def main(argv: list[str] | None = None) -> None:
     parser = options(__doc__)
     parser.set_defaults(threads=[1, 2])
     parser.add_argument("--isa", nargs="+", default=["amx", "avx512", "avx2"])
-    parser.add_argument("--seconds", type=float, default=0.2, help="for each of the three roofs")
+    parser.add_argument("--seconds", type=float, default=0.2, help="for each of the roofs")
     args = parser.parse_args(argv)
     about = machine()
     cases = {

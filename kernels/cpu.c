@@ -18,16 +18,16 @@ static uint64_t xgetbv0(void)
 }
 
 /* Whether this process may use tile registers: arch_prctl(ARCH_REQ_XCOMP_PERM, XTILEDATA), which
- * holds for all its threads, present and future, and may be asked for again. It is refused where a
- * thread's signal stack is too small to save them. */
+ * holds for all its threads, present and future, for good, and may be asked for again. It is refused
+ * where a thread's signal stack is too small to save them, and once given, such stacks are. */
 static bool tiles_permitted(void)
 {
 #if defined(__linux__) && defined(OCT_HAVE_AMX)
-    enum { ARCH_PRCTL = 158, REQ_XCOMP_PERM = 0x1023, XTILEDATA = 18 };
+    const long arch_prctl = 158, req_xcomp_perm = 0x1023, xtiledata = 18;
     long result;
     __asm__ volatile("syscall"
                      : "=a"(result)
-                     : "a"(ARCH_PRCTL), "D"(REQ_XCOMP_PERM), "S"(XTILEDATA)
+                     : "a"(arch_prctl), "D"(req_xcomp_perm), "S"(xtiledata)
                      : "rcx", "r11", "memory");
     return result == 0;
 #else

@@ -12,6 +12,7 @@
 #define X86_YES(x) x
 #else
 #define X86_YES(x)
+#undef OCT_HAVE_AMX
 #endif
 #if defined(OCT_HAVE_AMX)
 #define AMX_YES(x) x

@@ -173,15 +173,17 @@ def test_report_holds_rows_against_bars(bench, tmp_path):
 
 
 def test_report_has_a_page_for_each_processor(bench, tmp_path):
-    intel = {"vendor": "GenuineIntel", "cpu": "Intel(R) Some CPU @ 2", "time": "2030-01-02"}
+    intel = {"vendor": "GenuineIntel", "cpu": "Intel(R) Some CPU @ 2", "time": "2030-01-02",
+             "flags": ["avx2", "amx_int8"]}  # fmt: skip
+    amd = {"vendor": "AuthenticAMD", "cpu": "AMD Other", "time": "2030-01-01", "flags": []}
     docs = reported(
         bench, tmp_path,
-        {"machine": {"vendor": "AuthenticAMD", "cpu": "AMD Other", "time": "2030-01-01"}},
+        {"machine": amd},
         {"machine": intel, "isa": "amx", "percent_peak": 150.0},
         {"machine": intel, "percent_peak": 60.0},
     )  # fmt: skip
     page, other = (docs / "page.md").read_text(), (docs / "page-amd-other.md").read_text()
     assert re.search(r"q4g32 x a8, M >= 64.* \| 68 % \| 150 % \| met \|", page)
     assert re.search(r"q4g32 x a8, M >= 64.* \| 75.6 % \| 80 % \| met \|", other)
-    assert "[amd-other](page-amd-other.md)" in page and "[intel-some-cpu-2](page.md)" in other
+    assert "[amd-other](page-amd-other.md)" in page and "[intel-some-cpu-2-amx](page.md)" in other
     assert sorted(p.name for p in docs.glob("*.md")) == ["page-amd-other.md", "page.md"]

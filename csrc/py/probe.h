@@ -5,7 +5,7 @@
 #include "csrc/py/numpy_api.h"
 #include "kernels/kernels.h"
 
-/* A name ("scalar", "avx2", "avx512", "amx") to an oct_isa; 0 with an exception set if unknown. Usable as
+/* A name (scalar, avx2, avx512, amx) to an oct_isa; 0 with an exception set if unknown. Usable as
  * an O& converter. */
 int oct_probe_isa(PyObject *name, void *isa);
 /* The table capped at `isa`. Static storage. */

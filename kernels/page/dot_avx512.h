@@ -85,14 +85,14 @@ typedef struct {
 OCT_INLINE void oct_dot_take(oct_dot_queries *to, const oct_scores_args *a, int terms, int queries,
                              int first)
 {
-    const size_t kp = (size_t)a->q->kp;
+    const size_t kp = (size_t)a->q->kp, d = (size_t)a->d;
     to->first = first;
     to->whole = true;
     for (int r = 0; r < queries; r++) {
         const size_t row = (size_t)(first + r) * kp;
         to->whole = to->whole && a->visible[first + r] >= OCT_PAGE_TOKENS;
-        memcpy(to->code[r * terms], a->q->hi + row, kp);
-        if (terms == 2) memcpy(to->code[r * 2 + 1], a->q->lo + row, kp);
+        memcpy(to->code[r * terms], a->q->hi + row, d);
+        if (terms == 2) memcpy(to->code[r * 2 + 1], a->q->lo + row, d);
     }
 }
 

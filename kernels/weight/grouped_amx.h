@@ -5,8 +5,8 @@
  * bytes into which a window of groups is unpacked once per row tile. Its integers pass through
  * memory to the float step, which is the one of the other columns: one fma per group, k ascending.
  * So the sums wait in L1, and three units work at once on different groups: dots, stores (of the
- * sums of the group before last), and float steps (of the one before that). Tiles of few rows are
- * left to the AVX-512 column, which gives the same bits. */
+ * sums of the group before last, of a8x2 of the last), and float steps (of the one before that).
+ * Tiles of few rows are left to the AVX-512 column, which gives the same bits. */
 #include "kernels/simd/tiles_amx.h"
 #include "kernels/weight/lines_avx512.h"
 #include "kernels/weight/next.h"

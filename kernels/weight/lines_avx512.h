@@ -1,5 +1,5 @@
-/* lines_avx512.h: reading what a group of the grouped formats stores, 16 channels at a time. A template
- * like grouped.h, for the columns that have these registers. */
+/* lines_avx512.h: reading what a group of the grouped formats stores, 16 channels at a time. A
+ * template like grouped.h, for the columns that have these registers. */
 #ifndef OCT_WEIGHT_LINES_AVX512_H
 #define OCT_WEIGHT_LINES_AVX512_H
 

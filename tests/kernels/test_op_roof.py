@@ -65,7 +65,7 @@ def test_roofs_of_a_pool():
     roofs = runtime.roofs(1 << 20, 0.001)
     assert set(roofs) == {"int8_ops", "tile_ops", "f32_ops", "read_bytes"}
     tiles = roofs.pop("tile_ops")
-    assert (tiles > roofs["int8_ops"]) if runtime.isa == "amx" else tiles == 0
+    assert (1e6 < tiles < 1e16) if runtime.isa == "amx" else tiles == 0
     assert all(1e6 < rate < 1e16 for rate in roofs.values()), roofs
     for bad in ((0,), (1 << 40,), (1 << 20, 0.0), (1 << 20, float("nan")), (1 << 20, 61.0)):
         with pytest.raises(ValueError):

@@ -51,6 +51,8 @@ def test_every_fast_column_is_there():
         assert calls.columns(name, "a32")[0] == "scalar"
         for isa in ("avx2", "avx512"):
             assert not _probe.runs_here(isa) or isa in calls.columns(name, "a32")
+        if name in calls.GROUPED and _probe.runs_here("amx"):
+            assert "amx" in calls.columns(name, "a8") and "amx" in calls.columns(name, "a8x2")
     grouped = [act for name, act in SLOTS if name == "q4g32"]
     assert grouped == list(calls.ACTS)
 
@@ -95,7 +97,7 @@ def test_long_rows_in_chunks(name, act, isa, k):
     """Lengths that pass every chunk a kernel may cut k into."""
     rng = np.random.default_rng(k)
     w = calls.random_matrix(name, 34, k, rng)
-    for m in (1, 6, 11) if k < 3000 else (1, 6):
+    for m in (1, 6, 11, 25) if k < 3000 else (1, 6, 25):
         rows = calls.oracle_rows(inputs(m, k, rng), act)
         start = np.zeros((m, 34), np.float32)
         equal(run(w, isa, rows, start), run(w, "scalar", rows, start), f"m{m}")
@@ -184,7 +186,7 @@ def w_parts(w):
 @pytest.mark.parametrize(("act", "isa"), [c[1:] for c in COLUMNS if c[0] == "w8"])
 def test_sums_over_all_of_k_are_exact(act, isa):
     """Integers far above 2^24 are rounded once; in a8x2 they leave 32 bits."""
-    n, k, m = 34, 8224, 3
+    n, k, m = 34, 8224, 12
     rng = np.random.default_rng(25)
     w = calls.random_matrix("w8", n, k, rng)
     w.codes[::2] = 0x7F

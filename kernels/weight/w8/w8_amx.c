@@ -1,6 +1,6 @@
 /* w8, AMX column: tile products whose integer sums stay in the tile registers over a window of
- * inputs, 32 rows x 32 channels at a time; between windows they wait in the lane's scratch. Floats,
- * scales per group, and tiles of few rows are left to the AVX-512 column, which gives the same bits. */
+ * inputs, 32 rows x 32 channels at a time; between windows they wait in the lane's scratch.
+ * Floats, scales per group, and tiles of few rows are left to the AVX-512 column. */
 #include "kernels/simd/tiles_amx.h"
 #include "kernels/weight/next.h"
 #include "kernels/weight/w8/w8_sums_avx512.h"

@@ -56,7 +56,10 @@ class Cost:
         return self.ops / self.seconds / 1e9 if self.seconds else float("nan")
 
     def floor(self, machine: Any) -> float:
-        """Return the least seconds that a machine's roofs allow: reading, or computing."""
+        """Return the least seconds that a machine's roofs allow: reading, or computing.
+
+        Byte operations count at the machine's highest rate, in tiles where it has them.
+        """
         most = max(machine.int8_ops, machine.tile_ops)
         compute = self.int8_ops / most + self.f32_ops / machine.f32_ops
         return max(self.bytes / machine.read_bytes, compute)
