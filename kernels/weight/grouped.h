@@ -41,6 +41,17 @@ static inline int group_count(int k)
     return (k + OCT_GROUP - 1) / OCT_GROUP;
 }
 
+/* Most groups of what the rows of a tile bring that fast columns keep at once: a window of sides. */
+enum { SIDE_GROUPS = 256 };
+
+/* How many groups to take at once of `all`: windows alike, so that none is too short to be worth
+ * it, and each inside one window of sides. */
+static inline int window_groups(int all, int most)
+{
+    const int span = all < SIDE_GROUPS ? all : SIDE_GROUPS, windows = (span + most - 1) / most;
+    return all <= SIDE_GROUPS ? (span + windows - 1) / windows : most;
+}
+
 static inline const uint8_t *block_at(const oct_matrix *w, size_t block)
 {
     return (const uint8_t *)w->data + block * (size_t)group_count(w->k) * GROUP_BYTES;

@@ -18,7 +18,6 @@ enum {
     PANEL_HALF = 8 * LINE_BYTES,
     PANEL_BYTES = 2 * PANEL_HALF,
     SUMS = MR * HALF_N,      /* int32 of a C tile */
-    SIDE_GROUPS = 256,
     FEW_ROWS = 8             /* most rows of a tile that vectors take in less time */
 };
 
@@ -290,24 +289,19 @@ OCT_INLINE oct_kstatus linear(const oct_linear_args *a, size_t lo, size_t hi, vo
                               const oct_act act, oct_linear_fn few)
 {
     scratch *l = lane;
-    const int all = group_count(a->w->k), windows = (all + WINDOW_GROUPS - 1) / WINDOW_GROUPS;
-    const int step = all <= SIDE_GROUPS ? (all + windows - 1) / windows : WINDOW_GROUPS;
+    const int all = group_count(a->w->k), step = window_groups(all, WINDOW_GROUPS);
+    const size_t stop = oct_tile_few(a, FEW_ROWS, lo, hi);
     assert(a->x->act == act && a->x->k == a->w->k && (uintptr_t)lane % 64 == 0);
-    if (a->x->m <= FEW_ROWS) return few(a, lo, hi, lane);
     l->side.row = -1;
     l->shaped = 0;
-    for (size_t i = lo; i < hi; i++) {
+    for (size_t i = lo; i < stop; i++) {
         const oct_tile t = oct_tile_at(a, i);
-        if (t.rows <= FEW_ROWS) { /* and so are those of all tiles to come */
-            oct_tiles_release();
-            return few(a, i, hi, lane);
-        }
         memset(l->acc, 0, (size_t)t.rows * OCT_BLOCK_N * sizeof *l->acc);
         for (int g = 0; g < all; g += step)
             tile_groups(a, t, l, g, all - g < step ? all - g : step, act);
     }
-    oct_tiles_release();
-    return OCT_K_OK;
+    if (lo < stop) oct_tiles_release();
+    return stop < hi ? few(a, stop, hi, lane) : OCT_K_OK;
 }
 
 /* The slots of a format, and the column that takes few rows. */

@@ -275,14 +275,6 @@ OCT_INLINE void tile_rows(strip *s, const oct_linear_args *a, oct_tile t, bool l
     }
 }
 
-/* How many groups to take at once of `all`: windows alike, so that none is too short to be worth
- * it, and each inside one window of sides. */
-static int window_groups(int all, int most)
-{
-    const int span = all < SIDE_GROUPS ? all : SIDE_GROUPS, windows = (span + most - 1) / most;
-    return all <= SIDE_GROUPS ? (span + windows - 1) / windows : most;
-}
-
 /* Groups [g, g + groups) of a tile, added to l->acc. */
 OCT_INLINE void tile_groups(const oct_linear_args *a, const oct_tile *t, scratch *l, int g,
                             int groups, const oct_act act)

@@ -9,8 +9,6 @@
 #include "kernels/weight/grouped.h"
 #include "kernels/weight/tile.h"
 
-enum { SIDE_GROUPS = 256 };
-
 typedef union {
     int32_t dot; /* -bias * X: where the integer dot starts */
     float sum;   /* of formats with minima: X (a8, a8x2), X * scale (a8g32), the sum of x (a32) */

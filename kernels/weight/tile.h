@@ -24,6 +24,16 @@ static inline oct_tile oct_tile_at(const oct_linear_args *a, size_t index)
     return t;
 }
 
+/* The first tile of [lo, hi) that has at most `few` rows, as all after it have; hi if none has. */
+static inline size_t oct_tile_few(const oct_linear_args *a, int few, size_t lo, size_t hi)
+{
+    const size_t blocks = ((size_t)a->w->n + OCT_BLOCK_N - 1) / OCT_BLOCK_N;
+    const int last = a->x->m % OCT_TILE_M;
+    const size_t first = (size_t)(a->x->m / OCT_TILE_M) * blocks;
+    if (last == 0 || last > few || first >= hi) return hi;
+    return first > lo ? first : lo;
+}
+
 /* One output from its sum. */
 static inline void oct_tile_put(const oct_linear_args *a, int row, int channel, float sum)
 {

@@ -120,24 +120,19 @@ extern const oct_weight_kernels oct_w8_avx512;
 static oct_kstatus linear(const oct_linear_args *a, size_t lo, size_t hi, void *lane)
 {
     scratch *l = lane;
-    const oct_linear_fn few = oct_w8_avx512.linear[a->x->act];
     const int all = group_count(a->w->k);
+    const size_t stop = oct_tile_few(a, FEW_ROWS, lo, hi);
     assert(a->x->k == a->w->k && (uintptr_t)lane % 64 == 0);
-    if (a->x->m <= FEW_ROWS) return few(a, lo, hi, lane);
     l->tile.row = -1;
     l->inputs = 0;
-    for (size_t i = lo; i < hi; i++) {
+    for (size_t i = lo; i < stop; i++) {
         const oct_tile t = oct_tile_at(a, i);
-        if (t.rows <= FEW_ROWS) { /* and so are those of all tiles to come */
-            oct_tiles_release();
-            return few(a, i, hi, lane);
-        }
         start(a->x, &t, &l->tile);
         for (int g = 0; g < all; g += WINDOW_GROUPS)
             window(a, t, l, g, all - g < WINDOW_GROUPS ? all - g : WINDOW_GROUPS);
     }
-    oct_tiles_release();
-    return OCT_K_OK;
+    if (lo < stop) oct_tiles_release();
+    return stop < hi ? oct_w8_avx512.linear[a->x->act](a, stop, hi, lane) : OCT_K_OK;
 }
 
 const oct_weight_kernels oct_w8_amx = {.linear = {[OCT_A8] = linear, [OCT_A8X2] = linear}};

@@ -1,6 +1,6 @@
-/* w8_sums_avx512.h: the sums of a tile of w8 between windows of inputs, where they start and how they
- * become outputs, for the columns that have these registers. a8x2 sums its two terms apart, since
- * their sum leaves 32 bits, and joins them in float64, where both and their sum are exact. */
+/* w8_sums_avx512.h: the sums of a tile of w8 between windows of inputs, where they start and how
+ * they become outputs, for the columns that have these registers. a8x2 sums its two terms apart,
+ * since their sum leaves 32 bits, and joins them in float64, where both and their sum are exact. */
 #ifndef OCT_W8_SUMS_AVX512_H
 #define OCT_W8_SUMS_AVX512_H
 
