@@ -397,6 +397,7 @@ typedef struct {
     size_t lds;
     int n;
     float *max, *sum; /* [m] */
+    oct_ahead ahead;
 } oct_softmax_args;
 
 /* (o,m,l) <- merge of (o,m,l) and (o2,m2,l2): M = max; a = exp(m-M), b = exp(m2-M) (0 for -inf);

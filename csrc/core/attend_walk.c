@@ -164,7 +164,10 @@ void oct_walk_chunk(walk *w, int chunk, const partial *out)
         };
         k->page[format].scores[form](&scores, w->kernel_lane);
     }
-    const oct_softmax_args softmax = {w->buf->s, CHUNK, pages * P, out->m, out->l};
+    oct_ahead first_half = ahead_of(w, first, pages, pages), second_half = first_half;
+    first_half.end -= (first_half.end - first_half.at) / 2;
+    second_half.at = first_half.end;
+    const oct_softmax_args softmax = {w->buf->s, CHUNK, pages * P, out->m, out->l, first_half};
     k->op.softmax(&softmax, 0, (size_t)w->queries);
     memset(out->o, 0, (size_t)w->queries * (size_t)vs->width * sizeof *out->o);
     for (int i = 0; i < pages; i++) {
@@ -173,7 +176,7 @@ void oct_walk_chunk(walk *w, int chunk, const partial *out)
         const oct_mix_args mix = {
             &k->page[format], &k->op, values, unit_stride(w, first + i, OCT_SEGMENT_V), vs->width,
             w->queries, form, w->buf->visible, w->buf->s + i * P, CHUNK, out->o, (size_t)vs->width,
-            ahead_of(w, first, pages, pages + i),
+            i ? ahead_of(w, first, pages, pages + i) : second_half,
         };
         k->page[format].mix[form](&mix, w->kernel_lane);
     }

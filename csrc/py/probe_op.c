@@ -214,7 +214,7 @@ op_softmax(PyObject *self, PyObject *args)
     if (!PyArg_ParseTuple(args, "O&O&O&O&|nn", oct_probe_isa, &isa, f32, &s, f32, &max, f32, &sum,
                           &lo, &hi))
         return NULL;
-    const oct_softmax_args a = {s.data, s.ld, (int)s.cols, max.data, sum.data};
+    const oct_softmax_args a = {s.data, s.ld, (int)s.cols, max.data, sum.data, {0}};
     return RUN(softmax, a, s.rows);
 }
 

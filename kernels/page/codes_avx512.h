@@ -4,13 +4,8 @@
 #ifndef OCT_PAGE_CODES_AVX512_H
 #define OCT_PAGE_CODES_AVX512_H
 
+#include "kernels/page/lanes_avx512.h"
 #include "kernels/page/seal_x86.h"
-
-OCT_INLINE __m512 oct_widen_bf16(const uint16_t *x)
-{
-    const __m256i v = _mm256_loadu_si256((const __m256i *)x);
-    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(v), 16));
-}
 
 /* (x - z) / s, a true division. */
 OCT_INLINE __m512 oct_ratio16(__m256i x, float s, float z)

@@ -8,12 +8,15 @@
 #ifndef OCT_PAGE_DOT_AVX512_H
 #define OCT_PAGE_DOT_AVX512_H
 
-#include "kernels/page/ahead.h"
+#include "kernels/ahead.h"
 #include "kernels/page/codes_avx512.h"
 #include "kernels/page/dot.h"
 #include "kernels/page/generic.h"
 
 #define OCT_DOT_ROWS 6
+
+/* Bits of work (ahead.h): of a step of dots, and of a row's floats in a group. */
+enum { DOT_BITS = 2, FLOAT_BITS = 4 };
 
 OCT_INLINE __m512i oct_four_bytes(const int8_t *x)
 {
@@ -59,7 +62,7 @@ OCT_INLINE void oct_dot_run(int32_t out[OCT_DOT_ROWS][64], int rows, int nv, int
     for (int r = 0; r < rows; r++)
         for (int v = 0; v < nv; v++) acc[r][v] = _mm512_setzero_si512();
     for (const int8_t *end = x + n; x < end; x += 32 / bits, line += step) {
-        oct_ask(ask);
+        oct_ask(ask, DOT_BITS);
         oct_dot_line(acc, rows, nv, bits, line, x, ldx);
     }
     for (int r = 0; r < rows; r++)
@@ -91,19 +94,20 @@ OCT_INLINE void oct_dot_take(oct_dot_queries *to, const oct_scores_args *a, int 
     for (int r = 0; r < queries; r++) {
         const size_t row = (size_t)(first + r) * kp;
         to->whole = to->whole && a->visible[first + r] >= OCT_PAGE_TOKENS;
-        memcpy(to->code[r * terms], a->q->hi + row, d);
-        if (terms == 2) memcpy(to->code[r * 2 + 1], a->q->lo + row, d);
+        for (size_t c = 0; c < d; c += 16) {
+            const __m128i hi = _mm_loadu_si128((const __m128i *)(a->q->hi + row + c));
+            _mm_store_si128((__m128i *)(to->code[r * terms] + c), hi);
+            if (terms == 1) continue;
+            const __m128i lo = _mm_loadu_si128((const __m128i *)(a->q->lo + row + c));
+            _mm_store_si128((__m128i *)(to->code[r * 2 + 1] + c), lo);
+        }
     }
 }
 
 /* What of 16 scores from token t on a query sees; -inf elsewhere. */
 OCT_INLINE __m512 oct_dot_seen(__m512 f, int t, int visible)
 {
-    const __m512i at = _mm512_add_epi32(
-        _mm512_set1_epi32(t),
-        _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15));
-    const __mmask16 seen = _mm512_cmplt_epi32_mask(at, _mm512_set1_epi32(visible));
-    return _mm512_mask_mov_ps(_mm512_set1_ps(-INFINITY), seen, f);
+    return _mm512_mask_mov_ps(_mm512_set1_ps(-INFINITY), oct_lanes_below(visible - t), f);
 }
 
 /* One group's dots of `queries` queries with nv vectors from token t0; the float steps of A4. */
@@ -126,6 +130,7 @@ OCT_INLINE void oct_scores_group(const oct_scores_args *a, oct_dot_page page, in
     }
     for (int r = 0; r < queries; r++) {
         const int i = q->first + r;
+        oct_ask(ask, FLOAT_BITS);
         float *s = a->s + (size_t)i * a->lds + t0;
         const int32_t sum = oct_dot_query_sum(a->q, i, g, group);
         const __m512 by = _mm512_set1_ps(a->q->scale[i]);
@@ -166,9 +171,16 @@ OCT_INLINE void oct_scores_tile(const oct_scores_args *a, int bits, int terms, i
                              _mm512_set1_ps(-INFINITY));
 }
 
+OCT_INLINE int oct_dot_tiles(int queries, int terms)
+{
+    return (queries * terms + OCT_DOT_ROWS - 1) / OCT_DOT_ROWS;
+}
+
 OCT_INLINE oct_kstatus oct_scores_dot(const oct_scores_args *a, int bits, int terms)
 {
-    oct_asker ask = oct_asker_of(a->ahead, a->d * bits / 32);
+    const int steps = oct_dot_tiles(a->nq, terms) * a->d * bits / 32;
+    const int floats = a->nq * (a->d / oct_page_group(a->d));
+    oct_asker ask = oct_asker_of(a->ahead, steps * DOT_BITS + floats * FLOAT_BITS);
     const int units =
         oct_page_whole_units(oct_visible_max(a->visible, a->nq)) / OCT_UNIT_TOKENS;
     for (int i = 0; i < a->nq;) {
@@ -237,7 +249,8 @@ OCT_INLINE __m512i oct_bytes_of(const __m512i q[4])
 /* Up to four queries from row r0 of the tile on: p [many][ldp]. s: scales; zc: what multiplies p in
  * the zero term, or NULL. */
 OCT_INLINE void oct_probs(oct_dot_probs *out, int r0, int many, const float *p, size_t ldp,
-                          const float *s, const float *zc, const int *visible, int terms)
+                          const float *s, const float *zc, const int *visible, int terms,
+                          oct_asker *ask)
 {
     const __m512i magnitude = _mm512_set1_epi32(0x7FFFFFFF);
     __m512 w[4][4], zacc[4];
@@ -245,14 +258,20 @@ OCT_INLINE void oct_probs(oct_dot_probs *out, int r0, int many, const float *p, 
     for (int r = 0; r < 4; r++) {
         zacc[r] = _mm512_setzero_ps();
         top[r] = sum[r] = _mm512_setzero_si512();
+        if (r < many) oct_ask(ask, FLOAT_BITS);
+        const bool whole = r < many && visible[r] >= OCT_PAGE_TOKENS; /* spares most the masks */
         for (int v = 0; v < 4 && r < many; v++) {
-            const int n = visible[r] - 16 * v;
-            const __mmask16 seen = n >= 16 ? 0xFFFF : n <= 0 ? 0 : (__mmask16)((1 << n) - 1);
-            const __m512 x = _mm512_maskz_loadu_ps(seen, p + (size_t)r * ldp + 16 * v);
-            w[r][v] = _mm512_maskz_mul_ps(seen, x, _mm512_load_ps(s + 16 * v));
+            const float *from = p + (size_t)r * ldp + 16 * v;
+            const __mmask16 seen = oct_lanes_below(visible[r] - 16 * v);
+            const __m512 x = whole ? _mm512_loadu_ps(from) : _mm512_maskz_loadu_ps(seen, from);
+            const __m512 by = _mm512_load_ps(s + 16 * v);
+            w[r][v] = whole ? _mm512_mul_ps(x, by) : _mm512_maskz_mul_ps(seen, x, by);
             const __m512i u = _mm512_and_si512(_mm512_castps_si512(w[r][v]), magnitude);
             top[r] = _mm512_max_epu32(top[r], u);
-            if (zc) zacc[r] = _mm512_mask3_fmadd_ps(x, _mm512_load_ps(zc + 16 * v), zacc[r], seen);
+            if (!zc) continue;
+            const __m512 z = _mm512_load_ps(zc + 16 * v);
+            zacc[r] = whole ? _mm512_fmadd_ps(x, z, zacc[r])
+                            : _mm512_mask3_fmadd_ps(x, z, zacc[r], seen);
         }
     }
     const __m128i bits = oct_reduce4(top, true);
@@ -270,6 +289,7 @@ OCT_INLINE void oct_probs(oct_dot_probs *out, int r0, int many, const float *p, 
         const __mmask16 keep = some >> r & 1 ? 0xFFFF : 0;
         const __m512 by = _mm512_set1_ps(ratio[r]);
         int8_t *code = out->code[(r0 + r) * terms];
+        oct_ask(ask, FLOAT_BITS);
         __m512i q[4], lo[4];
         for (int v = 0; v < 4; v++) {
             q[v] = _mm512_maskz_cvtps_epi32(keep, _mm512_mul_ps(w[r][v], by));
@@ -300,6 +320,7 @@ OCT_INLINE void oct_mix_channels(const oct_mix_args *a, oct_dot_page page, int b
     const int centre = bits == 4 ? 8 : 128;
     for (int r = 0; r < queries; r++) {
         float *o = a->o + (size_t)(i0 + r) * a->ldo + c;
+        oct_ask(ask, FLOAT_BITS);
         for (int v = 0; v < nv; v++) {
             __m512i dot = oct_dot_of(dots, terms, r, v);
             dot = _mm512_sub_epi32(dot, _mm512_set1_epi32(centre * prob->sum[r]));
@@ -329,7 +350,7 @@ OCT_INLINE void oct_mix_tile(const oct_mix_args *a, int bits, int terms, int que
         for (int r = 0; r < queries; r += 4)
             oct_probs(&prob, r, queries - r < 4 ? queries - r : 4,
                       a->p + (size_t)(i0 + r) * a->ldp, a->ldp, s, bits == 4 ? zc : NULL,
-                      a->visible + i0 + r, terms);
+                      a->visible + i0 + r, terms, ask);
         int c = g * group;
         for (; c + 64 <= (g + 1) * group; c += 64)
             oct_mix_channels(a, page, bits, terms, queries, 4, i0, c, units, &prob, ask);
@@ -340,7 +361,10 @@ OCT_INLINE void oct_mix_tile(const oct_mix_args *a, int bits, int terms, int que
 
 OCT_INLINE oct_kstatus oct_mix_dot(const oct_mix_args *a, int bits, int terms)
 {
-    oct_asker ask = oct_asker_of(a->ahead, OCT_PAGE_TOKENS * bits / 32 * ((a->d + 63) / 64));
+    const int runs = (a->d + 63) / 64, groups = a->d / oct_page_group(a->d);
+    const int steps = oct_dot_tiles(a->nq, terms) * runs * OCT_PAGE_TOKENS * bits / 32;
+    const int floats = a->nq * (runs + 2 * groups); /* the sums, and probabilities in two passes */
+    oct_asker ask = oct_asker_of(a->ahead, steps * DOT_BITS + floats * FLOAT_BITS);
     const int units =
         oct_page_whole_units(oct_visible_max(a->visible, a->nq)) / OCT_UNIT_TOKENS;
     for (int i = 0; i < a->nq;) {

@@ -7,10 +7,9 @@
 #ifndef OCT_PAGE_FLOAT_AVX512_H
 #define OCT_PAGE_FLOAT_AVX512_H
 
-#include <immintrin.h>
-
-#include "kernels/page/ahead.h"
+#include "kernels/ahead.h"
 #include "kernels/page/generic.h"
+#include "kernels/page/lanes_avx512.h"
 #include "kernels/page/page.h"
 
 #define OCT_FLOAT_ROWS 6
@@ -50,17 +49,6 @@ OCT_INLINE void oct_float_load_v(const oct_mix_args *a, oct_float_format f, int 
                 (size_t)(a->d * f.size));
 }
 
-OCT_INLINE __m512 oct_float_scale(const void *block, int t)
-{
-    const __m256i v = _mm256_loadu_si256((const __m256i *)((const uint16_t *)block + t));
-    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(v), 16));
-}
-
-OCT_INLINE __mmask16 oct_float_seen(int n)
-{
-    return n >= 16 ? 0xFFFF : n <= 0 ? 0 : (__mmask16)((1 << n) - 1);
-}
-
 /* How many of n vectors are widened before they are used: a broadcast serves them all, and sums and
  * values fit the registers. */
 OCT_INLINE int oct_float_side(int rows, int n)
@@ -76,12 +64,13 @@ OCT_INLINE void oct_float_scores_tile(const oct_scores_args *a, oct_float_format
     const int side = oct_float_side(rows, nu);
     const float *q = a->q->x + (size_t)i * a->q->ldx;
     const size_t ldq = a->q->ldx;
+    const uint16_t *scales = a->block; /* of lines */
     for (int r = 0; r < rows; r++)
         for (int v = 0; v < nu; v++) acc[r][v] = _mm512_setzero_ps();
     for (int c = 0; c < a->d; c += 4, q += 4) {
-        oct_ask(ask);
 #pragma GCC unroll 4
         for (int v = 0; v < nu; v += side) {
+            oct_ask(ask, rows * side);
             __m512 x[2][4];
 #pragma GCC unroll 2
             for (int w = 0; w < side; w++) oct_float_load_k(a, f, u + v + w, c, x[w]);
@@ -101,10 +90,10 @@ OCT_INLINE void oct_float_scores_tile(const oct_scores_args *a, oct_float_format
 #pragma GCC unroll 4
         for (int v = 0; v < nu; v++) {
             const int t = (u + v) * OCT_UNIT_TOKENS;
-            if (f.lines) acc[r][v] = _mm512_mul_ps(acc[r][v], oct_float_scale(a->block, t));
+            if (f.lines) acc[r][v] = _mm512_mul_ps(acc[r][v], oct_widen_bf16(scales + t));
             _mm512_storeu_ps(a->s + (size_t)(i + r) * a->lds + t,
                              _mm512_mask_mov_ps(_mm512_set1_ps(-INFINITY),
-                                                oct_float_seen(a->visible[i + r] - t), acc[r][v]));
+                                                oct_lanes_below(a->visible[i + r] - t), acc[r][v]));
         }
 }
 
@@ -124,7 +113,7 @@ OCT_INLINE void oct_float_scores_rows(const oct_scores_args *a, oct_float_format
 
 OCT_INLINE void oct_float_scores(const oct_scores_args *a, oct_float_format f)
 {
-    oct_asker ask = oct_asker_of(a->ahead, a->d / 4);
+    oct_asker ask = oct_asker_of(a->ahead, a->d * a->nq);
     for (int i = 0; i < a->nq; i += OCT_FLOAT_ROWS)
         switch (a->nq - i) {
         case 1: oct_float_scores_rows(a, f, 1, i, &ask); break;
@@ -141,12 +130,12 @@ OCT_INLINE void oct_float_mix_quad(__m512 acc[OCT_FLOAT_ROWS][4], const oct_mix_
                                    oct_float_format f, int rows, int nv, int c, unsigned t,
                                    unsigned t0, unsigned t1, const float *w, oct_asker *ask)
 {
-    oct_ask(ask);
     const bool edge = t0 > t || t1 < t + 4;
     const int side = oct_float_side(rows, nv);
 #pragma GCC unroll 4
     for (int v = 0; v < nv; v += side) {
         __m512 x[2][4];
+        oct_ask(ask, rows * side);
 #pragma GCC unroll 2
         for (int i = 0; i < side; i++) oct_float_load_v(a, f, (int)t, c + 16 * (v + i), x[i]);
 #pragma GCC unroll 4
@@ -194,14 +183,15 @@ OCT_INLINE void oct_float_mix_rows(const oct_mix_args *a, oct_float_format f, in
                                    oct_asker *ask)
 {
     _Alignas(64) float w[OCT_FLOAT_ROWS * OCT_PAGE_TOKENS];
+    const uint16_t *scales = a->block; /* of lines */
     unsigned all = OCT_PAGE_TOKENS;
     for (int r = 0; r < rows; r++) {
         const int visible = a->visible[i + r];
         all = (unsigned)visible < all ? (unsigned)visible : all;
         for (int t = 0; t < OCT_PAGE_TOKENS; t += 16) {
-            const __mmask16 seen = oct_float_seen(visible - t);
+            const __mmask16 seen = oct_lanes_below(visible - t);
             __m512 p = _mm512_maskz_loadu_ps(seen, a->p + (size_t)(i + r) * a->ldp + t);
-            if (f.lines) p = _mm512_maskz_mul_ps(seen, p, oct_float_scale(a->block, t));
+            if (f.lines) p = _mm512_maskz_mul_ps(seen, p, oct_widen_bf16(scales + t));
             _mm512_store_ps(w + r * OCT_PAGE_TOKENS + t, p);
         }
     }
@@ -213,7 +203,7 @@ OCT_INLINE void oct_float_mix_rows(const oct_mix_args *a, oct_float_format f, in
 
 OCT_INLINE void oct_float_mix(const oct_mix_args *a, oct_float_format f)
 {
-    oct_asker ask = oct_asker_of(a->ahead, OCT_PAGE_TOKENS / 4 * ((a->d + 63) / 64));
+    oct_asker ask = oct_asker_of(a->ahead, OCT_PAGE_TOKENS / 4 * (a->d / 16) * a->nq);
     for (int i = 0; i < a->nq; i += OCT_FLOAT_ROWS)
         switch (a->nq - i) {
         case 1: oct_float_mix_rows(a, f, 1, i, &ask); break;

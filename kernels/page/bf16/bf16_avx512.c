@@ -3,20 +3,14 @@
 #include "kernels/page/float_avx512.h"
 #include "kernels/page/units_x86.h"
 
-static inline __m512 widen(const void *x)
-{
-    const __m512i v = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)x));
-    return _mm512_castsi512_ps(_mm512_slli_epi32(v, 16));
-}
-
 static inline void widen16(float *out, const void *x)
 {
-    _mm512_storeu_ps(out, widen(x));
+    _mm512_storeu_ps(out, oct_widen_bf16(x));
 }
 
 static inline void load4(__m512 x[4], const char *at, size_t step)
 {
-    for (size_t k = 0; k < 4; k++) x[k] = widen(at + k * step);
+    for (size_t k = 0; k < 4; k++) x[k] = oct_widen_bf16(at + k * step);
 }
 
 static oct_kstatus seal(const oct_seal_args *a)

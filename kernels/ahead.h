@@ -1,0 +1,35 @@
+/* ahead.h: asking for memory while computing on other memory. Blocks of a sequence's pages lie far
+ * apart, so no hardware prefetcher sees the next one coming, and a burst of requests fills the few
+ * buffers a core has for them and stalls it; while none are asked for, memory idles. So a kernel
+ * spreads its share over all of its work: it counts its work in equal bits, says at each how many
+ * have passed, and the lines that are then due are asked for. */
+#ifndef OCT_AHEAD_H
+#define OCT_AHEAD_H
+
+#include <immintrin.h>
+
+#include "kernels/inline.h"
+#include "kernels/kernels.h"
+
+typedef struct {
+    const char *at, *end;
+    int lines, bits; /* in all */
+    int due;         /* lines times bits */
+} oct_asker;
+
+static inline oct_asker oct_asker_of(oct_ahead ahead, int bits)
+{
+    const int lines = (int)((ahead.end - ahead.at + 63) / 64);
+    return (oct_asker){ahead.at, ahead.end, lines, bits, 0};
+}
+
+/* So many bits of the work have passed. Into the second cache: the first one's few buffers would
+ * hold each line until it came, and a block asked for early would push out the one in work. */
+OCT_INLINE void oct_ask(oct_asker *a, int bits)
+{
+    if (a->at >= a->end) return;
+    for (a->due += a->lines * bits; a->due > 0; a->due -= a->bits, a->at += 64)
+        _mm_prefetch(a->at, _MM_HINT_T1);
+}
+
+#endif
