@@ -1,8 +1,10 @@
-/* ahead.h: asking for memory while computing on other memory. Blocks of a sequence's pages lie far
- * apart, so no hardware prefetcher sees the next one coming, and a burst of requests fills the few
- * buffers a core has for them and stalls it; while none are asked for, memory idles. So a kernel
- * spreads its share over all of its work: it counts its work in equal bits, says at each how many
- * have passed, and the lines that are then due are asked for. */
+/* ahead.h: asking for memory while computing on other memory.
+ *
+ * Hardware prefetchers come late: blocks of a sequence's pages lie far apart, and a loop over several
+ * rows is too long for the processor to run ahead of itself. A burst of requests fills the few
+ * buffers that a core has for them and stalls it, and while nothing is asked for memory idles. So a
+ * kernel spreads what it asks for over all of its work: it counts the work in equal bits, says when
+ * some have passed, and the lines that are then due are asked for. */
 #ifndef OCT_AHEAD_H
 #define OCT_AHEAD_H
 
@@ -21,6 +23,14 @@ static inline oct_asker oct_asker_of(oct_ahead ahead, int bits)
 {
     const int lines = (int)((ahead.end - ahead.at + 63) / 64);
     return (oct_asker){ahead.at, ahead.end, lines, bits, 0};
+}
+
+/* What follows a window of so many bytes, as much again: past a matrix's end that asks for memory that
+ * nobody reads, which is allowed. */
+static inline oct_asker oct_asker_past(const void *window, size_t bytes, int bits)
+{
+    const char *next = (const char *)window + bytes;
+    return oct_asker_of((oct_ahead){next, next + bytes}, bits);
 }
 
 /* So many bits of the work have passed. Into the second cache: the first one's few buffers would

@@ -4,7 +4,7 @@
  * enough chains in flight: one row takes several column blocks at once; up to MR rows take one,
  * straight from the stream; more take MR at a time against a window of a block, widened once per
  * row tile into the lane's scratch (f32 needs no widening). All ask for what comes next. */
-#include "kernels/weight/next.h"
+#include "kernels/ahead.h"
 #include "kernels/weight/floats.h"
 #include "kernels/weight/tile_avx512.h"
 
@@ -13,6 +13,7 @@ enum {
     STREAM_BLOCKS = 4, /* column blocks taken at once by one row */
     AHEAD_BYTES = 8192, /* how far a stream asks ahead */
     WINDOW_INPUTS = 256, /* a panel of 32 KB */
+    LINE = 64,
     STEP_INPUTS = 8      /* a panel asks for lines once in so many inputs */
 };
 
@@ -46,8 +47,8 @@ OCT_INLINE void stream(const oct_linear_args *a, const oct_tile *t, const int ro
         for (int b = 0; b < blocks; b++) {
             const element *at = w + ((size_t)b * (size_t)k + (size_t)j) * OCT_BLOCK_N;
             const __m512 w0 = widen16(at), w1 = widen16(at + 16);
-            for (int i = 0; rows > 1 && i < INPUT_BYTES; i += NEXT_LINE)
-                __builtin_prefetch((const char *)at + AHEAD_BYTES + i);
+            for (int i = 0; rows > 1 && i < INPUT_BYTES; i += LINE)
+                __builtin_prefetch((const char *)at + AHEAD_BYTES + i, 0, 2);
 #pragma GCC unroll 8
             for (int r = 0; r < rows; r++) {
                 const __m512 xs = _mm512_set1_ps(x[(size_t)r * a->x->ldx + (size_t)j]);
@@ -92,12 +93,11 @@ typedef struct {
     size_t ldx;
     const float *panel; /* [inputs][32] */
     int inputs;
-    const element *end; /* of the window, where the next begins */
-    oct_next next; /* a step is STEP_INPUTS inputs */
+    oct_asker ask; /* a bit is STEP_INPUTS inputs */
     float *sums; /* [rows][32], in and out */
 } strip;
 
-OCT_INLINE void panel_rows(const strip *s, const int rows)
+OCT_INLINE void panel_rows(strip *s, const int rows)
 {
     __m512 sum[MR][2];
 #pragma GCC unroll 8
@@ -106,7 +106,7 @@ OCT_INLINE void panel_rows(const strip *s, const int rows)
     for (int j = 0; j < s->inputs; j++) {
         const float *at = s->panel + j * OCT_BLOCK_N;
         const __m512 w0 = _mm512_load_ps(at), w1 = _mm512_load_ps(at + 16);
-        if (j % STEP_INPUTS == 0) oct_next_ask(&s->next, j / STEP_INPUTS);
+        if (j % STEP_INPUTS == 0) oct_ask(&s->ask, 1);
 #pragma GCC unroll 8
         for (int r = 0; r < rows; r++) {
             const __m512 xs = _mm512_set1_ps(s->x[(size_t)r * s->ldx + (size_t)j]);
@@ -130,9 +130,7 @@ static const float *panel_of(const element *w, int inputs, float *panel)
  * straight to its outputs, whose lines are waited for while the next one computes. */
 static void tile_rows(strip *s, const oct_linear_args *a, oct_tile t, bool last)
 {
-    const int steps = (s->inputs + STEP_INPUTS - 1) / STEP_INPUTS;
     int strips = (t.rows + MR - 1) / MR, rows = t.rows;
-    s->next = oct_next_of(s->end, steps, STEP_INPUTS * INPUT_BYTES, strips);
     for (; rows > 0; rows -= t.rows, strips--) {
         t.rows = (rows + strips - 1) / strips;
         if (last) oct_tile_ask(a, &t, t.row + t.rows, t.rows); /* the next strip's */
@@ -148,7 +146,6 @@ static void tile_rows(strip *s, const oct_linear_args *a, oct_tile t, bool last)
         t.row += t.rows;
         s->x += (size_t)t.rows * s->ldx;
         s->sums += t.rows * OCT_BLOCK_N;
-        oct_next_pass(&s->next, steps);
     }
 }
 
@@ -161,7 +158,8 @@ static void tile(const oct_linear_args *a, const oct_tile *t, scratch *l)
         strip s = {.inputs = inputs, .ldx = a->x->ldx, .sums = l->sums};
         s.x = a->x->x + (size_t)t->row * a->x->ldx + j;
         s.panel = panel_of(w, inputs, l->panel);
-        s.end = w + (size_t)inputs * OCT_BLOCK_N;
+        const int steps = (inputs + STEP_INPUTS - 1) / STEP_INPUTS, strips = (t->rows + MR - 1) / MR;
+        s.ask = oct_asker_past(w, (size_t)inputs * INPUT_BYTES, strips * steps);
         tile_rows(&s, a, *t, left == inputs);
     }
 }

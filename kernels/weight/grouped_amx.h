@@ -7,9 +7,9 @@
  * So the sums wait in L1, and three units work at once on different groups: dots, stores (of the
  * sums of the group before last, of a8x2 of the last), and float steps (of the one before that).
  * Tiles of few rows are left to the AVX-512 column, which gives the same bits. */
+#include "kernels/ahead.h"
 #include "kernels/simd/tiles_amx.h"
 #include "kernels/weight/lines_avx512.h"
-#include "kernels/weight/next.h"
 #include "kernels/weight/tile_avx512.h"
 
 enum {
@@ -45,7 +45,7 @@ typedef struct {
     const int8_t *panel;
     const int8_t *hi, *lo; /* [strips * rows][kp] */
     size_t kp;
-    oct_next next; /* a step is a group */
+    oct_asker ask; /* a bit is a group of a strip */
     const uint8_t *group; /* as stored: its scales and minima */
     oct_dtype scale_type;
     const float *scale, *sum; /* of `sides`, at a group of a strip */
@@ -225,14 +225,13 @@ OCT_INLINE void run_strips(const oct_linear_args *a, oct_tile t, strips *s, scra
                 if (add) fold(s, l->sums[1 - parity], h, act);
             }
             if (dot) {
-                oct_next_ask(&s->next, g);
+                oct_ask(&s->ask, 1);
                 hi += OCT_GROUP;
                 if (act == OCT_A8X2) lo += OCT_GROUP;
                 if (++g == s->groups) {
                     g = 0;
                     hi += stride;
                     if (act == OCT_A8X2) lo += stride;
-                    oct_next_pass(&s->next, s->groups);
                 }
             }
             if (!add) continue;
@@ -269,7 +268,7 @@ OCT_INLINE void tile_groups(const oct_linear_args *a, oct_tile t, scratch *l, in
         s.sum = l->side.sum + (g - l->side.from) * MR;
         s.side_skip = (size_t)(l->side.groups - groups) * MR;
     }
-    s.next = oct_next_of(group + (size_t)groups * GROUP_BYTES, groups, GROUP_BYTES, all);
+    s.ask = oct_asker_past(group, (size_t)groups * GROUP_BYTES, all * groups);
     for (int part = 0; part < 2; part++) {
         const size_t at = (size_t)t.row * (size_t)x->kp + (size_t)g * OCT_GROUP;
         s.strips = part ? all - longer : longer;

@@ -5,8 +5,8 @@
  * widened to int16 and vpmaddwd adds their pairs in 32 bits: exact for every format and form. Where
  * bytes are safe they are used (nibbles_avx2.h). Masks and shifts bring pairs of codes together;
  * rows are laid out to match (pairs_avx2.h). Few rows read stored codes, many a panel. */
+#include "kernels/ahead.h"
 #include "kernels/weight/grouped.h"
-#include "kernels/weight/next.h"
 #include "kernels/weight/pairs_avx2.h"
 #include "kernels/weight/sides.h"
 #include "kernels/weight/tile_avx2.h"
@@ -44,7 +44,7 @@ typedef struct {
     size_t pairs_ld;
     const int8_t *hi; /* the same as bytes, [rows][kp], and what comes after the window */
     size_t kp;
-    oct_next next;
+    oct_asker ask; /* a bit is a group */
     const float *x; /* a32: [rows][ldx] */
     size_t ldx;
     const float *scale; /* a8g32: [rows][scale_ld] */
@@ -284,7 +284,7 @@ OCT_INLINE bool by_bytes(const oct_act act)
     return CODE_BITS == 4 && (act == OCT_A8 || act == OCT_A8G32);
 }
 
-OCT_INLINE void rows_of(const strip *s, const int rows, const oct_act act, const float *chain,
+OCT_INLINE void rows_of(strip *s, const int rows, const oct_act act, const float *chain,
                         int inputs)
 {
     if (act == OCT_A32) chain_rows(s, chain, inputs, rows);
@@ -307,10 +307,7 @@ OCT_INLINE void tile_rows(strip *s, int rows, const oct_act act, const float *ch
         s->x += MR * s->ldx;
         s->pairs += MR * s->pairs_ld;
         if (HAS_MIN || by_bytes(act)) s->side += MR * s->side_ld;
-        if (by_bytes(act)) {
-            s->hi += MR * s->kp;
-            oct_next_pass(&s->next, s->groups);
-        }
+        if (by_bytes(act)) s->hi += MR * s->kp;
         if (act == OCT_A8G32) s->scale += MR * s->scale_ld;
     }
 }
@@ -344,8 +341,8 @@ OCT_INLINE void tile_groups(const oct_linear_args *a, const oct_tile *t, scratch
         s.pairs = l->rows;
         s.kp = (size_t)x->kp;
         s.hi = x->hi + row * s.kp + (size_t)g * OCT_GROUP;
-        s.next = oct_next_of(s.group + (size_t)groups * GROUP_BYTES, groups, GROUP_BYTES,
-                             (t->rows + MR - 1) / MR);
+        s.ask = oct_asker_past(s.group, (size_t)groups * GROUP_BYTES,
+                                       (t->rows + MR - 1) / MR * groups);
         tile_rows(&s, t->rows, act, NULL, 0);
         return;
     }

@@ -4,10 +4,10 @@
  * micro-kernel, `dot_rows`, takes up to MR rows against 32 channels over a window of groups that
  * stays in L1 while all rows pass; it reads either stored codes or, for many rows, a panel of bytes
  * in the lane's scratch, into which nibbles are unpacked once per row tile. While a window is in
- * work its successor is asked for (next.h). Integer sums are exact and the float chain is one fma
+ * work its successor is asked for (ahead.h). Integer sums are exact and the float chain is one fma
  * per group, so the path taken changes no bit. */
+#include "kernels/ahead.h"
 #include "kernels/weight/lines_avx512.h"
-#include "kernels/weight/next.h"
 #include "kernels/weight/sides.h"
 #include "kernels/weight/tile_avx512.h"
 
@@ -17,6 +17,7 @@ enum {
     STORED_ROWS = CODE_BITS == 8 ? OCT_TILE_M : 24, /* most rows that read stored codes */
     WINDOW_GROUPS = CODE_BITS == 8 ? 8 : 16,        /* some 9 KB, and 16 KB as a panel */
     PANEL_BYTES = OCT_BLOCK_N * OCT_GROUP,
+    ASKS = 4, /* for memory, a group */
     CHAIN_GROUPS = 8, /* a panel of 32 KB in floats */
     /* What is subtracted from the bytes of a panel. Zero points are folded into its bytes (u - z +
      * 128), so that all channels share one number. */
@@ -48,7 +49,7 @@ typedef struct {
     size_t side_ld;
     float *acc; /* [rows][32], in and out */
     int groups;
-    oct_next next; /* a step is a group */
+    oct_asker ask; /* ASKS bits are a group */
 } strip;
 
 OCT_INLINE __m512i broadcast4(const int8_t *p)
@@ -95,9 +96,10 @@ OCT_INLINE void fold_group(const strip *s, int r, int g, const oct_act act, cons
     }
 }
 
-OCT_INLINE void dot_rows(const strip *s, const int rows, const oct_act act, const bool nibbles)
+OCT_INLINE void dot_rows(strip *s, const int rows, const oct_act act, const bool nibbles)
 {
     __m512 acc[MR][2];
+    oct_asker ask = s->ask;
 #pragma GCC unroll 6
     for (int r = 0; r < rows; r++)
         for (int h = 0; h < 2; h++) acc[r][h] = _mm512_load_ps(s->acc + r * 32 + h * 16);
@@ -105,7 +107,6 @@ OCT_INLINE void dot_rows(const strip *s, const int rows, const oct_act act, cons
         const uint8_t *codes = s->codes + (size_t)g * s->stride;
         const uint8_t *group = s->group + (size_t)g * GROUP_BYTES;
         const __m512i fold[2] = {zero_fold(group, 0), zero_fold(group, 1)};
-        oct_next_ask(&s->next, g);
         __m512i dot[MR][2], high[MR][2]; /* a8x2 sums its high terms apart */
 #pragma GCC unroll 6
         for (int r = 0; r < rows; r++)
@@ -117,6 +118,7 @@ OCT_INLINE void dot_rows(const strip *s, const int rows, const oct_act act, cons
 #pragma GCC unroll 4
         for (int i = 0; i < 4; i++) {
             __m512i w[2][2];
+            oct_ask(&ask, 1);
             load_lines(codes, nibbles, 0, i, fold[0], w[0]);
             load_lines(codes, nibbles, 1, i, fold[1], w[1]);
 #pragma GCC unroll 2
@@ -154,10 +156,11 @@ OCT_INLINE void dot_rows(const strip *s, const int rows, const oct_act act, cons
 #pragma GCC unroll 6
     for (int r = 0; r < rows; r++)
         for (int h = 0; h < 2; h++) _mm512_store_ps(s->acc + r * 32 + h * 16, acc[r][h]);
+    s->ask = ask;
 }
 
 /* The same in floats, from a chain panel: t over the group's inputs, then acc = fma(t, s, acc). */
-OCT_INLINE void chain_rows(const strip *s, const float *panel, int inputs, const int rows)
+OCT_INLINE void chain_rows(strip *s, const float *panel, int inputs, const int rows)
 {
     __m512 acc[MR][2];
 #pragma GCC unroll 6
@@ -166,7 +169,7 @@ OCT_INLINE void chain_rows(const strip *s, const float *panel, int inputs, const
     for (int g = 0; g < s->groups; g++) {
         const uint8_t *group = s->group + (size_t)g * GROUP_BYTES;
         const int end = inputs - g * 32 < 32 ? inputs : g * 32 + 32;
-        oct_next_ask(&s->next, g);
+        oct_ask(&s->ask, ASKS);
         __m512 t[MR][2];
 #pragma GCC unroll 6
         for (int r = 0; r < rows; r++) t[r][0] = t[r][1] = _mm512_setzero_ps();
@@ -230,7 +233,7 @@ static void fill_chain(const uint8_t *group, int groups, float *to)
         }
 }
 
-OCT_INLINE void rows_of(const strip *s, const int rows, const oct_act act, const bool nibbles,
+OCT_INLINE void rows_of(strip *s, const int rows, const oct_act act, const bool nibbles,
                         const float *chain, int inputs)
 {
     if (act == OCT_A32)
@@ -248,8 +251,10 @@ OCT_INLINE void tile_rows(strip *s, const oct_linear_args *a, oct_tile t, bool l
     int rows = t.rows;
     const int most = act == OCT_A8X2 ? MR2 : MR;
     int strips = (rows + most - 1) / most;
-    const uint8_t *next = s->group + (size_t)s->groups * GROUP_BYTES;
-    s->next = oct_next_of(next, s->groups, GROUP_BYTES, strips);
+    const int ahead = strips == 1 && s->groups > WINDOW_GROUPS ? WINDOW_GROUPS : s->groups;
+    const char *next = (const char *)s->group + (size_t)ahead * GROUP_BYTES;
+    s->ask = oct_asker_of((oct_ahead){next, next + (size_t)s->groups * GROUP_BYTES},
+                                 strips * s->groups * ASKS);
     for (int n; rows > 0; rows -= n, strips--) {
         n = (rows + strips - 1) / strips;
         if (last) oct_tile_ask(a, &t, t.row + n, n); /* the next strip's */
@@ -267,7 +272,6 @@ OCT_INLINE void tile_rows(strip *s, const oct_linear_args *a, oct_tile t, bool l
         s->acc += n * OCT_BLOCK_N;
         s->x += (size_t)n * s->ldx;
         s->side += (size_t)n * s->side_ld;
-        oct_next_pass(&s->next, s->groups);
         if (act == OCT_A32) continue;
         s->hi += (size_t)n * s->kp;
         if (act == OCT_A8X2) s->lo += (size_t)n * s->kp;
@@ -314,12 +318,13 @@ OCT_INLINE oct_kstatus linear(const oct_linear_args *a, size_t lo, size_t hi, vo
 {
     scratch *l = lane;
     const int all = group_count(a->w->k);
-    const int step = window_groups(all, act == OCT_A32 ? CHAIN_GROUPS : WINDOW_GROUPS);
+    const int few = act == OCT_A8X2 ? MR2 : MR, most = act == OCT_A32 ? CHAIN_GROUPS : WINDOW_GROUPS;
     assert(a->x->act == act && a->x->k == a->w->k && (uintptr_t)lane % 64 == 0);
     l->side.row = -1;
     for (size_t i = lo; i < hi; i++) {
         const oct_tile t = oct_tile_at(a, i);
         memset(l->acc, 0, (size_t)t.rows * OCT_BLOCK_N * sizeof *l->acc);
+        const int step = window_groups(all, t.rows <= few && act != OCT_A32 ? SIDE_GROUPS : most);
         for (int g = 0; g < all; g += step)
             tile_groups(a, &t, l, g, all - g < step ? all - g : step, act);
     }

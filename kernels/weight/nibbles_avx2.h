@@ -27,12 +27,12 @@ OCT_INLINE __m256i zero_share(const uint8_t *group, int o, int32_t dot)
 }
 
 /* 16 channels at a time. */
-OCT_INLINE void dot_nibbles(const strip *s, const int rows, const oct_act act)
+OCT_INLINE void dot_nibbles(strip *s, const int rows, const oct_act act)
 {
     const __m256i low = _mm256_set1_epi8(15), ones = _mm256_set1_epi16(1);
     for (int g = 0; g < s->groups; g++) {
         const uint8_t *group = s->group + (size_t)g * GROUP_BYTES;
-        oct_next_ask(&s->next, g);
+        oct_ask(&s->ask, 1);
         for (int h = 0; h < 2; h++) {
             __m256i sum[MR][2];
             forget_loads();

@@ -1,8 +1,8 @@
 /* w8, AMX column: tile products whose integer sums stay in the tile registers over a window of
  * inputs, 32 rows x 32 channels at a time; between windows they wait in the lane's scratch.
  * Floats, scales per group, and tiles of few rows are left to the AVX-512 column. */
+#include "kernels/ahead.h"
 #include "kernels/simd/tiles_amx.h"
-#include "kernels/weight/next.h"
 #include "kernels/weight/w8/w8_sums_avx512.h"
 
 enum {
@@ -20,7 +20,7 @@ typedef struct {
     const int8_t *x; /* [upper + lower][kp] */
     size_t kp;
     int32_t *dots; /* [upper + lower][32], in and out */
-    oct_next *next;
+    oct_asker *ask; /* a bit is a tile product of each of four */
 } strip;
 
 typedef struct {
@@ -50,7 +50,7 @@ static void dot_strip(const strip *s, int steps, int inputs)
     OCT_TILE_LOAD(2, lower, ROW);
     OCT_TILE_LOAD(3, lower + 16, ROW);
     for (int i = 0; i < steps; i++, x += inputs, below += inputs, codes += inputs * OCT_BLOCK_N) {
-        oct_next_ask(s->next, i);
+        oct_ask(s->ask, 1);
         OCT_TILE_LOAD(6, codes, STEP_BYTES);
         OCT_TILE_LOAD(4, x, s->kp);
         OCT_TILE_DOT_SU(0, 4, 6);
@@ -72,14 +72,12 @@ static void dot_window(scratch *l, strip s, int groups)
     if (deep) {
         shape(l, &s, DEEP);
         dot_strip(&s, deep, DEEP);
-        oct_next_pass(s.next, deep);
     }
     if (groups % 2 == 0) return;
     s.codes += (size_t)deep * DEEP * OCT_BLOCK_N;
     s.x += deep * DEEP;
     shape(l, &s, OCT_GROUP);
     dot_strip(&s, 1, OCT_GROUP);
-    oct_next_pass(s.next, 1);
 }
 
 /* Groups [g, g + groups) against all rows of t, in strips that differ by one row at most; after the
@@ -92,9 +90,9 @@ static void window(const oct_linear_args *a, oct_tile t, scratch *l, int g, int 
     size_t at = 0;
     strip s = {.kp = (size_t)x->kp};
     s.codes = block_at(a->w, t.block) + CODES_AT + (size_t)g * GROUP_BYTES;
-    oct_next next = oct_next_of(s.codes + (size_t)groups * GROUP_BYTES, (groups + 1) / 2,
-                                2 * GROUP_BYTES, two ? 2 * strips : strips);
-    s.next = &next;
+    oct_asker ask = oct_asker_past(s.codes, (size_t)groups * GROUP_BYTES,
+                                   (two ? 2 * strips : strips) * ((groups + 1) / 2));
+    s.ask = &ask;
     for (; rows > 0; rows -= t.rows, strips--) {
         const size_t from = (size_t)t.row * s.kp + (size_t)g * OCT_GROUP;
         t.rows = (rows + strips - 1) / strips;

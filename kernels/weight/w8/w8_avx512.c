@@ -2,7 +2,7 @@
  *
  * Lane = output channel. A window of inputs stays in L1 while all rows of a tile pass, MR at a
  * time, and asks for the window that comes next; between windows sums wait in the lane's scratch. */
-#include "kernels/weight/next.h"
+#include "kernels/ahead.h"
 #include "kernels/weight/w8/w8_sums_avx512.h"
 
 enum {
@@ -23,7 +23,7 @@ static_assert(sizeof(scratch) <= OCT_LANE_BYTES, "a lane's scratch holds all");
 typedef struct {
     const uint8_t *codes;
     int groups, inputs;
-    oct_next next; /* a step is a group */
+    oct_asker ask; /* a bit is a group */
     const int8_t *x; /* [rows][kp] */
     size_t kp;
     const float *floats; /* a32: [rows][ldx] */
@@ -52,14 +52,14 @@ OCT_INLINE void add_group(const strip *s, int g, const int rows, __m512i dot[][2
 }
 
 /* dots [rows][32] continue over the window. */
-OCT_INLINE void dot_rows(const strip *s, int32_t *dots, const int rows)
+OCT_INLINE void dot_rows(strip *s, int32_t *dots, const int rows)
 {
     __m512i dot[MR][2];
 #pragma GCC unroll 8
     for (int r = 0; r < rows; r++)
         for (int h = 0; h < 2; h++) dot[r][h] = _mm512_load_si512(dots + r * 32 + h * 16);
     for (int g = 0; g < s->groups; g++) {
-        oct_next_ask(&s->next, g);
+        oct_ask(&s->ask, 1);
         add_group(s, g, rows, dot);
     }
 #pragma GCC unroll 8
@@ -68,7 +68,7 @@ OCT_INLINE void dot_rows(const strip *s, int32_t *dots, const int rows)
 }
 
 /* a8g32: sums [rows][32], acc = fma(I, sx, acc) at the end of each group. */
-OCT_INLINE void group_rows(const strip *s, float *sums, const int rows)
+OCT_INLINE void group_rows(strip *s, float *sums, const int rows)
 {
     const size_t ld = s->kp / OCT_GROUP;
     __m512 acc[MR_GROUPS][2];
@@ -77,7 +77,7 @@ OCT_INLINE void group_rows(const strip *s, float *sums, const int rows)
         for (int h = 0; h < 2; h++) acc[r][h] = _mm512_load_ps(sums + r * 32 + h * 16);
     for (int g = 0; g < s->groups; g++) {
         __m512i dot[MR_GROUPS][2];
-        oct_next_ask(&s->next, g);
+        oct_ask(&s->ask, 1);
 #pragma GCC unroll 6
         for (int r = 0; r < rows; r++)
             dot[r][0] = dot[r][1] = _mm512_set1_epi32(-BIAS * s->sum[(size_t)r * ld + (size_t)g]);
@@ -95,7 +95,7 @@ OCT_INLINE void group_rows(const strip *s, float *sums, const int rows)
 }
 
 /* a32: sums [rows][32], one chain over all of k. */
-OCT_INLINE void float_rows(const strip *s, float *sums, const int rows)
+OCT_INLINE void float_rows(strip *s, float *sums, const int rows)
 {
     __m512 sum[MR][2];
 #pragma GCC unroll 8
@@ -104,7 +104,7 @@ OCT_INLINE void float_rows(const strip *s, float *sums, const int rows)
     for (int j = 0; j < s->inputs; j++) {
         const float *at = s->panel + j * OCT_BLOCK_N;
         const __m512 w0 = _mm512_load_ps(at), w1 = _mm512_load_ps(at + 16);
-        if (j % OCT_GROUP == 0) oct_next_ask(&s->next, j / OCT_GROUP);
+        if (j % OCT_GROUP == 0) oct_ask(&s->ask, 1);
 #pragma GCC unroll 8
         for (int r = 0; r < rows; r++) {
             const __m512 x = _mm512_set1_ps(s->floats[(size_t)r * s->ldx + (size_t)j]);
@@ -132,7 +132,7 @@ static void fill_panel(const uint8_t *codes, int groups, float *to)
         }
 }
 
-static void dot_strip(const strip *s, int32_t *dots, int rows)
+static void dot_strip(strip *s, int32_t *dots, int rows)
 {
     switch (rows) {
     case 1: dot_rows(s, dots, 1); break;
@@ -146,7 +146,7 @@ static void dot_strip(const strip *s, int32_t *dots, int rows)
     }
 }
 
-static void group_strip(const strip *s, float *sums, int rows)
+static void group_strip(strip *s, float *sums, int rows)
 {
     switch (rows) {
     case 1: group_rows(s, sums, 1); break;
@@ -158,7 +158,7 @@ static void group_strip(const strip *s, float *sums, int rows)
     }
 }
 
-static void float_strip(const strip *s, float *sums, int rows)
+static void float_strip(strip *s, float *sums, int rows)
 {
     switch (rows) {
     case 1: float_rows(s, sums, 1); break;
@@ -182,8 +182,8 @@ static void window(const oct_linear_args *a, oct_tile t, w8_sums *l, strip *s, i
     const bool last = g + s->groups == group_count(x->k);
     int rows = t.rows, strips = (rows + most - 1) / most;
     size_t at = 0;
-    s->next = oct_next_of(s->codes + (size_t)s->groups * GROUP_BYTES, s->groups, GROUP_BYTES,
-                          x->act == OCT_A8X2 ? 2 * strips : strips);
+    s->ask = oct_asker_past(s->codes, (size_t)s->groups * GROUP_BYTES,
+                                   (x->act == OCT_A8X2 ? 2 * strips : strips) * s->groups);
     for (; rows > 0; rows -= t.rows, strips--) {
         const size_t groups = (size_t)t.row * (s->kp / OCT_GROUP) + (size_t)g;
         t.rows = (rows + strips - 1) / strips;
@@ -195,11 +195,9 @@ static void window(const oct_linear_args *a, oct_tile t, w8_sums *l, strip *s, i
         if (x->act == OCT_A32) float_strip(s, l->sums + at, t.rows);
         else if (x->act == OCT_A8G32) group_strip(s, l->sums + at, t.rows);
         else dot_strip(s, l->dots + at, t.rows);
-        oct_next_pass(&s->next, s->groups);
         if (x->act == OCT_A8X2) {
             s->x = x->lo + groups * OCT_GROUP;
             dot_strip(s, l->low + at, t.rows);
-            oct_next_pass(&s->next, s->groups);
         }
         if (last) finish(a, &t, l, at);
         t.row += t.rows;
