@@ -6,7 +6,8 @@
 Every round runs each contender once, in turn, in a process of its own, roofs measured just before:
 a prompt of 512 tokens and 128 single-token steps, or (--depth) steps behind so many tokens with
 flash attention on. Contenders are ENGINE or ENGINE:CONFIG; octavo takes arguments of LLM, ik and
-llama flags of their llama-bench. An engine that is not here is skipped, and the reason printed.
+llama flags of their llama-bench (at a depth, llama runs in an environment with llama-cpp-python,
+which can keep a filled cache from round to round). An engine that is not here is skipped, and the reason printed.
 KV types by bits: bf16, int8, int4 here; f16, q8_0, q4_0 there; 8k has ik's q8_KV for keys; openvino
 has f16 and u8.
 """
@@ -16,6 +17,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -47,12 +49,14 @@ class Job:
     depth: int
     kv: str
     config: str
+    folder: str  # what a contender may leave for its next round
 
 
 def locate(args: Any) -> dict[str, list[str]]:
     """Return the command that starts each engine; say which are absent, and why."""
     found = {"octavo": [sys.executable, str(HERE / "child_octavo.py")]}
     places = {"llama": "llama_bench", "ik": "ik_llama_bench", "openvino": "openvino_python"}
+    places |= {"llama": "llama_python"} if args.depth else {}
     for name, place in places.items():
         given = getattr(args, place)
         if not given:
@@ -61,7 +65,7 @@ def locate(args: Any) -> dict[str, list[str]]:
         elif not Path(given).is_file():
             print(f"{name}: skipped: there is no file {given}")
         else:
-            child = [str(HERE / "child_openvino.py")] if name == "openvino" else []
+            child = [str(HERE / f"child_{name}.py")] if place.endswith("_python") else []
             found[name] = [given, *child]
     return found
 
@@ -72,10 +76,8 @@ def bench_flags(engine: str, job: Job) -> list[str]:
     if not job.depth:
         return [*flags, "-p", str(job.prefill), "-n", str(job.decode)]
     keys, values = TYPES[engine][job.kv]
-    flags += ["-ctk", keys, "-ctv", values, "-fa", "1", "-p", "0"]
-    if engine == "ik":
-        return [*flags, "-n", "0", "-gp", f"{job.depth},{job.decode}"]
-    return [*flags, "-n", str(job.decode), "-d", str(job.depth)]
+    flags += ["-ctk", keys, "-ctv", values, "-fa", "1", "-p", "0", "-n", "0"]
+    return [*flags, "-gp", f"{job.depth},{job.decode}"]
 
 
 def bench_result(text: str) -> dict[str, Any]:
@@ -90,7 +92,7 @@ def bench_result(text: str) -> dict[str, Any]:
 
 def run(engine: str, command: list[str], job: Job) -> dict[str, Any]:
     """Run one process and return its figures."""
-    child = engine in ("octavo", "openvino")
+    child = command[-1].endswith(".py")
     more = [json.dumps(asdict(job))] if child else bench_flags(engine, job)
     done = subprocess.run([*command, *more], capture_output=True, text=True, check=False)
     if done.returncode:
@@ -107,7 +109,7 @@ def contenders(args: Any, depth: int, found: dict[str, list[str]]) -> dict[tuple
         engine, _, config = each.partition(":")
         if engine in found and kv in TYPES.get(engine, GGML_KV):
             prefill = 0 if depth else args.prefill
-            job = Job(model, args.threads[0], prefill, args.decode, depth, kv, config)
+            job = Job(model, args.threads[0], prefill, args.decode, depth, kv, config, args.folder)
             out[engine, job] = found[engine]
     return out
 
@@ -169,7 +171,7 @@ def show(rows: list[dict[str, Any]]) -> None:
 
 def main(argv: list[str] | None = None) -> None:
     parser = options(__doc__)
-    for place in ("llama_bench", "ik_llama_bench", "openvino_python"):
+    for place in ("llama_bench", "llama_python", "ik_llama_bench", "openvino_python"):
         flag = f"--{place.replace('_', '-')}"
         parser.add_argument(flag, default=os.environ.get(place.upper()), help=f"or {place.upper()}")
     parser.add_argument("--gguf", nargs="+", default=["smollm2-135m"], help="files, or known names")
@@ -185,7 +187,8 @@ def main(argv: list[str] | None = None) -> None:
     about = machine()
     found, facts = locate(args), {path: gguf_facts(path) for path in args.gguf}
     for depth in args.depth or [0]:
-        played = play(contenders(args, depth, found), args.rounds)
+        with tempfile.TemporaryDirectory() as args.folder:
+            played = play(contenders(args, depth, found), args.rounds)
         rows = [r for (e, j), s in played.items() for r in rows_of(e, j, s, facts[j.model])]
         show(rows)
         write("peers", rows, about, args.results)
