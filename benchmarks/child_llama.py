@@ -1,4 +1,4 @@
-"""One round of llama.cpp's decode at depth for `peers.py`, in a process and an environment of its own.
+"""One round of llama.cpp behind a prompt for `peers.py`, in its own process and environment.
 
 Needs that environment's `llama_cpp` (llama-cpp-python) only. Filling a cache to such a depth takes
 llama.cpp minutes: the first round leaves its state in the job's folder, the others load it. Then as

@@ -13,8 +13,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from common import interleaved, machine, options, roofs, spread, write
 
-UNITS = {"stream_gbs": "GB/s", "int8_gops": "Gop/s", "f32_gops": "Gflop/s",
-         "tile_gops": "Gop/s in tiles"}
+UNITS = {
+    "stream_gbs": "GB/s",
+    "int8_gops": "Gop/s",
+    "f32_gops": "Gflop/s",
+    "tile_gops": "Gop/s in tiles",
+}
 
 
 def main(argv: list[str] | None = None) -> None:

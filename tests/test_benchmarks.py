@@ -17,6 +17,15 @@ import octavo
 
 FOLDER = Path(__file__).resolve().parents[1] / "benchmarks"
 TINY = ["--rounds", "1", "--threads", "1"]
+LLAMA_PYTHON = """#!{python}
+import json, pathlib, sys
+script, job = sys.argv[1], json.loads(sys.argv[2])
+left = pathlib.Path(job["folder"]) / job["kv"]
+rounds = 1 + int(left.read_text() if left.exists() else 0)
+left.write_text(str(rounds))
+config = pathlib.Path(script).name
+print(json.dumps(dict(decode=rounds, version="abc", config=config)))
+"""
 LLAMA_BENCH = """#!{python}
 import json, sys
 flags = sys.argv[1:]
@@ -42,7 +51,7 @@ def bench(monkeypatch, tmp_path):
         module = importlib.import_module(name)
         if roofs and hasattr(module, "roofs") and name != "roofs":
             monkeypatch.setattr(module, "roofs", lambda *_: dict(quick))
-        module.main([*map(str, argv), *TINY, "--results", str(tmp_path)])
+        module.main([*TINY, *map(str, argv), "--results", str(tmp_path)])
         text = (tmp_path / f"{name}.jsonl").read_text()
         return [json.loads(line) for line in text.splitlines()]
 
@@ -122,9 +131,10 @@ def test_arrivals_serve_every_token_both_ways(bench, tiny_llama):
 
 
 def test_peers_interleave_and_say_who_is_absent(bench, llama_shape, tmp_path, capsys):
-    other = tmp_path / "llama-bench"
-    other.write_text(LLAMA_BENCH.format(python=sys.executable))
-    other.chmod(0o755)
+    other, child = tmp_path / "llama-bench", tmp_path / "llama-python"
+    for path, text in ((other, LLAMA_BENCH), (child, LLAMA_PYTHON)):
+        path.write_text(text.format(python=sys.executable))
+        path.chmod(0o755)
     argv = ["--gguf", llama_shape, "--decode", 4, "--llama-bench", other]
     argv += ["--ik-llama-bench", tmp_path / "absent", "--openvino-python", ""]
     rows = bench("peers", *argv, "--prefill", 8, "--engines", "octavo:act=a8g32", "llama:", "ik:")
@@ -135,10 +145,12 @@ def test_peers_interleave_and_say_who_is_absent(bench, llama_shape, tmp_path, ca
     assert rows[2]["tokens_s"]["median"] == 70 and rows[2]["version"] == "abc"
     shown = capsys.readouterr().out
     assert "ik: skipped: there is no file" in shown and "openvino: skipped: neither" in shown
-    deep = bench("peers", *argv, "--depth", 70, "--kv", "8", "--engines", "octavo:", "llama:")[4:]
+    argv += ["--llama-python", child, "--engines", "octavo:", "llama:", "--rounds", 3]
+    deep = bench("peers", *argv, "--depth", 70, "--kv", "8")[4:]
     assert [(r["engine"], r["depth"], r["config"]) for r in deep] == [
-        ("octavo", 70, "kv=int8 act=a8x2"), ("llama", 70, "type_k=q8_0"),
+        ("octavo", 70, "kv=int8 act=a8x2"), ("llama", 70, "child_llama.py"),
     ]  # fmt: skip
+    assert deep[1]["tokens_s"]["samples"] == [1, 2, 3]  # what a round left, the next one found
     assert deep[0]["step_bytes"] == pytest.approx(deep[1]["step_bytes"], rel=0.1)
 
 
