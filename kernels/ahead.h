@@ -1,6 +1,6 @@
 /* ahead.h: asking for memory while computing on other memory.
  *
- * Hardware prefetchers come late: blocks of a sequence's pages lie far apart, and a loop over several
+ * Hardware prefetchers come late: blocks of a sequence's pages lie far apart, and a loop over some
  * rows is too long for the processor to run ahead of itself. A burst of requests fills the few
  * buffers that a core has for them and stalls it, and while nothing is asked for memory idles. So a
  * kernel spreads what it asks for over all of its work: it counts the work in equal bits, says when
@@ -25,8 +25,8 @@ static inline oct_asker oct_asker_of(oct_ahead ahead, int bits)
     return (oct_asker){ahead.at, ahead.end, lines, bits, 0};
 }
 
-/* What follows a window of so many bytes, as much again: past a matrix's end that asks for memory that
- * nobody reads, which is allowed. */
+/* What follows a window of so many bytes, as much again: past a matrix's end that asks for memory
+ * that nobody reads, which is allowed. */
 static inline oct_asker oct_asker_past(const void *window, size_t bytes, int bits)
 {
     const char *next = (const char *)window + bytes;

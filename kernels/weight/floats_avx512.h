@@ -158,8 +158,9 @@ static void tile(const oct_linear_args *a, const oct_tile *t, scratch *l)
         strip s = {.inputs = inputs, .ldx = a->x->ldx, .sums = l->sums};
         s.x = a->x->x + (size_t)t->row * a->x->ldx + j;
         s.panel = panel_of(w, inputs, l->panel);
-        const int steps = (inputs + STEP_INPUTS - 1) / STEP_INPUTS, strips = (t->rows + MR - 1) / MR;
-        s.ask = oct_asker_past(w, (size_t)inputs * INPUT_BYTES, strips * steps);
+        const int steps = (inputs + STEP_INPUTS - 1) / STEP_INPUTS;
+        const int bits = (t->rows + MR - 1) / MR * steps;
+        s.ask = oct_asker_past(w, (size_t)inputs * INPUT_BYTES, bits);
         tile_rows(&s, a, *t, left == inputs);
     }
 }

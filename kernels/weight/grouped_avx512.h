@@ -318,13 +318,14 @@ OCT_INLINE oct_kstatus linear(const oct_linear_args *a, size_t lo, size_t hi, vo
 {
     scratch *l = lane;
     const int all = group_count(a->w->k);
-    const int few = act == OCT_A8X2 ? MR2 : MR, most = act == OCT_A32 ? CHAIN_GROUPS : WINDOW_GROUPS;
+    const int few = act == OCT_A32 ? 0 : act == OCT_A8X2 ? MR2 : MR; /* rows of a single strip */
+    const int most = act == OCT_A32 ? CHAIN_GROUPS : WINDOW_GROUPS;
     assert(a->x->act == act && a->x->k == a->w->k && (uintptr_t)lane % 64 == 0);
     l->side.row = -1;
     for (size_t i = lo; i < hi; i++) {
         const oct_tile t = oct_tile_at(a, i);
         memset(l->acc, 0, (size_t)t.rows * OCT_BLOCK_N * sizeof *l->acc);
-        const int step = window_groups(all, t.rows <= few && act != OCT_A32 ? SIDE_GROUPS : most);
+        const int step = window_groups(all, t.rows <= few ? SIDE_GROUPS : most);
         for (int g = 0; g < all; g += step)
             tile_groups(a, &t, l, g, all - g < step ? all - g : step, act);
     }

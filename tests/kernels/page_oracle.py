@@ -15,7 +15,7 @@ WIDTHS = [16, 32, 64, 80, 96, 128, 192, 256, 512, 576]
 FORMATS = [row[0] for row in _probe.page_formats()]
 PLAIN = {"f32": np.dtype(F32), "f16": np.dtype(np.float16), "bf16": np.dtype(BF16)}
 DTYPES = [np.dtype(t) for t in (F32, np.float16, BF16, "u1", "i1", "i4", E4M3, "u1")]
-ISAS = ["scalar", "avx2", "avx512"]
+ISAS = ["scalar", "avx2", "avx512", "amx"]
 HERE = [isa for isa in ISAS if _probe.runs_here(isa)]
 TINY, LARGE = F32(2.0**-60), F32(2.0**56)
 

@@ -119,6 +119,40 @@ def test_many_rows_match_scalar(isa, fmt, form):
         np.testing.assert_array_equal(*both)
 
 
+@pytest.mark.parametrize(("fmt", "form"), [s for s in SLOTS if s[1] != "f32"])
+@pytest.mark.parametrize("isa", po.ISAS)
+def test_many_rows_that_see_all_match_scalar(isa, fmt, form):
+    """What tile products take: whole pages, 16 queries and more, strips that are not full."""
+    need(isa)
+    r = np.random.default_rng(17)
+    for n, d in (
+        (15, 64),
+        (16, 64),
+        (17, 128),
+        (63, 64),
+        (64, 128),
+        (33, 192),
+        (48, 576),
+        (20, 80),
+    ):
+        q, p = r.standard_normal((n, d)).astype(F32), r.random((n, 64)).astype(F32)
+        q[n - 1] = p[n - 1] = p[2, 1:] = 0
+        visible, o = np.full(n, 64, np.int32), r.standard_normal((n, d)).astype(F32)
+        for kind in ("gauss", "spread", "nan"):
+            rows = po.hostile(d, 6)["gauss" if kind == "nan" else kind].astype(BF16).astype(F32)
+            codes, scale, zero, _ = po.encode(fmt, rows)
+            if kind == "nan":
+                scale[5], scale[9] = np.nan, -scale[9]
+            blocks = {}
+            for role in "kv":
+                packed = po.pack(fmt, role, codes, scale, zero)
+                _, blocks[role] = po.aligned(packed.nbytes)
+                blocks[role][:] = packed
+            for f, role, x in ((po.scores, "k", (q, visible)), (po.mix, "v", (p, visible, o))):
+                both = [f(fmt, c, form, blocks[role], d, *x) for c in (isa, "scalar")]
+                np.testing.assert_array_equal(*both)
+
+
 @pytest.mark.parametrize(("fmt", "form"), SLOTS)
 @pytest.mark.parametrize("isa", po.ISAS)
 def test_a_row_depends_on_itself_alone(isa, fmt, form):

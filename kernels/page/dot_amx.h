@@ -1,0 +1,171 @@
+/* dot_amx.h: the forms q8 and q8x2 for many queries, by the tile products of AMX: prefill.
+ *
+ * A strip is 16 queries' codes against 64 tokens (scores) or channels (mix): four C tiles. A page's
+ * codes lie as a B tile wants them, 16 columns x 4 bytes to a line, so nothing is moved: a tile of
+ * keys is 64 channels of 16 tokens, its lines 256 bytes apart; one of values is all tokens of 16
+ * channels, its lines 4 * d apart. Nibbles are split into the lane first, once for all queries.
+ * Few queries, pages that are seen in part and odd widths are left to the AVX-512 column, which
+ * gives the same bits. */
+#ifndef OCT_PAGE_DOT_AMX_H
+#define OCT_PAGE_DOT_AMX_H
+
+#define OCT_DOT_ROWS 32
+#include "kernels/page/dot_fold_avx512.h"
+#include "kernels/simd/tiles_amx.h"
+
+enum {
+    STRIP = 16, /* queries */
+    DEEP = 64   /* channels or tokens of a tile product */
+};
+
+typedef struct {
+    _Alignas(64) int32_t dots[OCT_DOT_ROWS][64]; /* of q8x2 hi, then lo, query by query */
+} oct_strip_sums;
+
+static inline bool oct_tiles_suit(const int *visible, int nq, int d)
+{
+    if (nq < STRIP || oct_page_group(d) % DEEP) return false;
+    for (int i = 0; i < nq; i++)
+        if (visible[i] < OCT_PAGE_TOKENS) return false;
+    return true;
+}
+
+/* The codes of a page as bytes [n / 4][columns][4], whose stored order is [n / 8][columns][4] of
+ * nibbles: a line becomes one of its low and, a row of lines further, one of its high halves. */
+static inline const uint8_t *oct_bytes_of_page(oct_dot_page page, int bits, int n, int columns,
+                                               void *lane)
+{
+    const size_t row = (size_t)columns * 4;
+    const __m512i low = _mm512_set1_epi8(15);
+    const uint8_t *from = page.codes;
+    uint8_t *to = lane;
+    if (bits == 8) return from;
+    for (int i = 0; i < n / 8; i++, to += row)
+        for (size_t end = row; end > 0; end -= 64, from += 64, to += 64) {
+            const __m512i v = _mm512_load_si512(from);
+            _mm512_store_si512(to, _mm512_and_si512(v, low));
+            _mm512_store_si512(to + row, _mm512_and_si512(_mm512_srli_epi16(v, 4), low));
+        }
+    return lane;
+}
+
+/* dots = 16 rows x 64 columns over n codes, from lines of a row of which `step` bytes lie; rows of
+ * dots lie `ld` apart. */
+static inline void oct_tile_dots(int32_t *dots, size_t ld, const int8_t *x, size_t ldx,
+                                 const uint8_t *lines, size_t step, int n)
+{
+    OCT_TILE_ZERO(0);
+    OCT_TILE_ZERO(1);
+    OCT_TILE_ZERO(2);
+    OCT_TILE_ZERO(3);
+    for (int i = 0; i < n; i += DEEP, x += DEEP, lines += DEEP / 4 * step) {
+        OCT_TILE_LOAD(4, x, ldx);
+        OCT_TILE_LOAD(6, lines, step);
+        OCT_TILE_DOT_SU(0, 4, 6);
+        OCT_TILE_LOAD(7, lines + 64, step);
+        OCT_TILE_DOT_SU(1, 4, 7);
+        OCT_TILE_LOAD(6, lines + 128, step);
+        OCT_TILE_DOT_SU(2, 4, 6);
+        OCT_TILE_LOAD(7, lines + 192, step);
+        OCT_TILE_DOT_SU(3, 4, 7);
+    }
+    OCT_TILE_STORE(0, dots, ld * sizeof *dots);
+    OCT_TILE_STORE(1, dots + 16, ld * sizeof *dots);
+    OCT_TILE_STORE(2, dots + 32, ld * sizeof *dots);
+    OCT_TILE_STORE(3, dots + 48, ld * sizeof *dots);
+}
+
+/* The dots of the rows from x on, and of q8x2's low parts. */
+static inline void oct_strip_dots(oct_strip_sums *out, int terms, const int8_t *hi,
+                                  const int8_t *lo, size_t ldx, const uint8_t *lines, size_t step,
+                                  int n)
+{
+    oct_tile_dots(out->dots[0], (size_t)terms * 64, hi, ldx, lines, step, n);
+    if (terms == 2) oct_tile_dots(out->dots[1], 128, lo, ldx, lines, step, n);
+}
+
+/* The last strip begins early enough to be whole: some scores are then computed twice. The dots of
+ * a strip and group are on their way while those before them are folded. */
+OCT_INLINE oct_kstatus oct_scores_tiles(const oct_scores_args *a, int bits, int terms, void *lane)
+{
+    const oct_dot_page page = oct_dot_parts(a->block, a->d, bits);
+    const int group = oct_page_group(a->d), groups = a->d / group;
+    const int strips = (a->nq + STRIP - 1) / STRIP, steps = strips * groups;
+    const uint8_t *bytes = oct_bytes_of_page(page, bits, a->d, OCT_PAGE_TOKENS, lane);
+    oct_strip_sums sums[2];
+    oct_asker ask = oct_asker_of(a->ahead, steps * STRIP * FLOAT_BITS);
+    oct_tiles_shape(STRIP, STRIP, DEEP);
+    for (int i = 0, before = 0; i <= steps; i++) {
+        const int g = i % groups, at = i / groups * STRIP;
+        const int first = at + STRIP <= a->nq ? at : a->nq - STRIP;
+        if (i < steps) {
+            const size_t from = (size_t)first * (size_t)a->q->kp + (size_t)(g * group);
+            oct_strip_dots(&sums[i % 2], terms, a->q->hi + from,
+                           terms == 2 ? a->q->lo + from : NULL, (size_t)a->q->kp,
+                           bytes + (size_t)(g * group) * OCT_PAGE_TOKENS, 4 * OCT_PAGE_TOKENS,
+                           group);
+        }
+        if (i > 0)
+            oct_scores_fold(a, page, bits, terms, STRIP, 4, sums[1 - i % 2].dots, before, true, 0,
+                            (i - 1) % groups, &ask);
+        before = first;
+    }
+    oct_tiles_release();
+    return OCT_K_OK;
+}
+
+/* Rows of a strip beyond its queries hold what was there before: their dots are not read. */
+OCT_INLINE oct_kstatus oct_mix_tiles(const oct_mix_args *a, int bits, int terms, void *lane)
+{
+    const oct_dot_page page = oct_dot_parts(a->block, a->d, bits);
+    const int group = oct_page_group(a->d), groups = a->d / group;
+    const uint8_t *bytes = oct_bytes_of_page(page, bits, OCT_PAGE_TOKENS, a->d, lane);
+    oct_asker ask = oct_asker_of(a->ahead, a->nq * (a->d / 64 + 2 * groups) * FLOAT_BITS);
+    oct_strip_sums sums;
+    oct_dot_probs prob;
+    oct_tiles_shape(STRIP, STRIP, DEEP);
+    for (int i = 0; i < a->nq; i += STRIP) {
+        const int queries = a->nq - i < STRIP ? a->nq - i : STRIP;
+        for (int g = 0; g < groups; g++) {
+            oct_mix_probs(a, page, bits, terms, queries, i, g, &prob, &ask);
+            for (int c = g * group; c < (g + 1) * group; c += DEEP) {
+                oct_strip_dots(&sums, terms, prob.code[0], prob.code[1],
+                               (size_t)terms * OCT_PAGE_TOKENS, bytes + (size_t)c * 4,
+                               (size_t)a->d * 4, OCT_PAGE_TOKENS);
+                oct_mix_fold(a, bits, terms, queries, 4, sums.dots, i, c, &prob, &ask);
+            }
+        }
+    }
+    oct_tiles_release();
+    return OCT_K_OK;
+}
+
+/* The slots of a format, and the column that takes what tiles do not suit. */
+#define OCT_PAGE_AMX(name, bits)                                                                  \
+    extern const oct_page_kernels oct_page_##name##_avx512;                                       \
+    static oct_kstatus scores_q8(const oct_scores_args *a, void *lane)                            \
+    {                                                                                             \
+        if (oct_tiles_suit(a->visible, a->nq, a->d)) return oct_scores_tiles(a, bits, 1, lane); \
+        return oct_page_##name##_avx512.scores[OCT_FORM_Q8](a, lane);                             \
+    }                                                                                             \
+    static oct_kstatus scores_q8x2(const oct_scores_args *a, void *lane)                          \
+    {                                                                                             \
+        if (oct_tiles_suit(a->visible, a->nq, a->d)) return oct_scores_tiles(a, bits, 2, lane); \
+        return oct_page_##name##_avx512.scores[OCT_FORM_Q8X2](a, lane);                           \
+    }                                                                                             \
+    static oct_kstatus mix_q8(const oct_mix_args *a, void *lane)                                  \
+    {                                                                                             \
+        if (oct_tiles_suit(a->visible, a->nq, a->d)) return oct_mix_tiles(a, bits, 1, lane);   \
+        return oct_page_##name##_avx512.mix[OCT_FORM_Q8](a, lane);                                \
+    }                                                                                             \
+    static oct_kstatus mix_q8x2(const oct_mix_args *a, void *lane)                                \
+    {                                                                                             \
+        if (oct_tiles_suit(a->visible, a->nq, a->d)) return oct_mix_tiles(a, bits, 2, lane);   \
+        return oct_page_##name##_avx512.mix[OCT_FORM_Q8X2](a, lane);                              \
+    }                                                                                             \
+    const oct_page_kernels oct_page_##name##_amx = {                                              \
+        .scores = {NULL, scores_q8, scores_q8x2},                                                 \
+        .mix = {NULL, mix_q8, mix_q8x2},                                                          \
+    };
+
+#endif

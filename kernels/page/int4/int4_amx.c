@@ -1,0 +1,4 @@
+/* int4 page, AMX column: q8 and q8x2 for many queries, by page/dot_amx.h. */
+#include "kernels/page/dot_amx.h"
+
+OCT_PAGE_AMX(int4, 4)
