@@ -10,6 +10,7 @@ import json
 import random
 import sys
 import time
+import zlib
 from pathlib import Path
 
 from llama_cpp import __version__
@@ -49,12 +50,16 @@ def fill(context, ids, path):
         return
     for at in range(0, len(ids), BATCH):
         decode(context, ids[at : at + BATCH])
-    if not C.llama_state_save_file(context, str(path).encode(), tokens, len(ids)):
+    part = path.with_suffix(".part")
+    if not C.llama_state_save_file(context, str(part).encode(), tokens, len(ids)):
         raise RuntimeError("llama_state_save_file failed")
+    part.rename(path)
 
 
 def round_of(job):
     """Run what the job asks for."""
+    if job["config"]:
+        raise ValueError(f"at a depth llama takes no flags: {job['config']!r}")
     C.llama_log_set(QUIET, None)
     C.llama_backend_init()
     model_params = C.llama_model_default_params()
@@ -62,7 +67,7 @@ def round_of(job):
     context = context_of(model, job)
     draw, words = random.Random(0), C.llama_vocab_n_tokens(C.llama_model_get_vocab(model))
     ids = [draw.randrange(words) for _ in range(job["depth"] + job["decode"] + 1)]
-    name = f"{Path(job['model']).stem}-{job['kv']}.state"
+    name = f"{zlib.crc32(job['model'].encode()):08x}-{job['kv']}.state"
     fill(context, ids[: job["depth"]], Path(job["folder"]) / name)
     decode(context, [ids[job["depth"]]])
     begin = time.perf_counter()

@@ -7,9 +7,9 @@ Every round runs each contender once, in turn, in a process of its own, roofs me
 a prompt of 512 tokens and 128 single-token steps, or (--depth) steps behind so many tokens with
 flash attention on. Contenders are ENGINE or ENGINE:CONFIG; octavo takes arguments of LLM, ik and
 llama flags of their llama-bench (at a depth, llama runs in an environment with llama-cpp-python,
-which can keep a filled cache from round to round). An engine that is not here is skipped, and the
-reason printed. KV types by bits: bf16, int8, int4 here; f16, q8_0, q4_0 there; 8k has ik's q8_KV
-for keys; openvino has f16 and u8.
+which can keep a filled cache from round to round, and takes no flags). An engine that is not here
+is skipped, and the reason printed. KV types by bits: bf16, int8, int4 here; f16, q8_0, q4_0 there;
+8k has ik's q8_KV for keys; openvino has f16 and u8.
 """
 
 import itertools
@@ -183,6 +183,8 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     from octavo.hub import resolve
 
+    if 0 in (args.depth or ()):
+        parser.error("--depth: wants more than 0 tokens; without it prompt and decode are measured")
     args.gguf = [str(resolve(name)) for name in args.gguf]
     about = machine()
     found, facts = locate(args), {path: gguf_facts(path) for path in args.gguf}

@@ -1,7 +1,8 @@
 /* dot.h: the forms q8 and q8x2 in plain C, for formats with integer codes (docs/formats.md, A4).
  *
  * Here is their meaning, one query and one token or channel at a time; the SIMD columns have
- * dot_avx2.h and dot_avx512.h. A format gives its codes by a function, and its scales and zeros.
+ * dot_avx2.h, dot_avx512.h and dot_amx.h, of which the last two share dot_fold_avx512.h. A format
+ * gives its codes by a function, and its scales and zeros.
  *   scores  per group g ascending: I = sum Q*code; acc = fma(I, s, acc), then with zeros
  *           acc = fma(sum Q, z, acc); score = acc * sq.
  *   mix     per group: w_t = p_t * s_t, m = max |w_t|, P_t = rne(w_t * (N / m)), sp = m / N with

@@ -14,8 +14,8 @@
 #include "kernels/simd/tiles_amx.h"
 
 enum {
-    STRIP = 16, /* queries */
-    DEEP = 64   /* channels or tokens of a tile product */
+    OCT_STRIP = 16, /* queries */
+    OCT_DEEP = 64   /* channels or tokens of a tile product */
 };
 
 typedef struct {
@@ -24,7 +24,7 @@ typedef struct {
 
 static inline bool oct_tiles_suit(const int *visible, int nq, int d)
 {
-    if (nq < STRIP || oct_page_group(d) % DEEP) return false;
+    if (nq < OCT_STRIP || oct_page_group(d) % OCT_DEEP) return false;
     for (int i = 0; i < nq; i++)
         if (visible[i] < OCT_PAGE_TOKENS) return false;
     return true;
@@ -32,7 +32,7 @@ static inline bool oct_tiles_suit(const int *visible, int nq, int d)
 
 /* The codes of a page as bytes [n / 4][columns][4], whose stored order is [n / 8][columns][4] of
  * nibbles: a line becomes one of its low and, a row of lines further, one of its high halves. */
-static inline const uint8_t *oct_bytes_of_page(oct_dot_page page, int bits, int n, int columns,
+static inline const uint8_t *oct_split_page(oct_dot_page page, int bits, int n, int columns,
                                                void *lane)
 {
     const size_t row = (size_t)columns * 4;
@@ -49,8 +49,7 @@ static inline const uint8_t *oct_bytes_of_page(oct_dot_page page, int bits, int 
     return lane;
 }
 
-/* dots = 16 rows x 64 columns over n codes, from lines of a row of which `step` bytes lie; rows of
- * dots lie `ld` apart. */
+/* dots [16][ld] = 16 code rows x 64 columns over n codes; lines of codes lie `step` bytes apart. */
 static inline void oct_tile_dots(int32_t *dots, size_t ld, const int8_t *x, size_t ldx,
                                  const uint8_t *lines, size_t step, int n)
 {
@@ -58,7 +57,7 @@ static inline void oct_tile_dots(int32_t *dots, size_t ld, const int8_t *x, size
     OCT_TILE_ZERO(1);
     OCT_TILE_ZERO(2);
     OCT_TILE_ZERO(3);
-    for (int i = 0; i < n; i += DEEP, x += DEEP, lines += DEEP / 4 * step) {
+    for (int i = 0; i < n; i += OCT_DEEP, x += OCT_DEEP, lines += OCT_DEEP / 4 * step) {
         OCT_TILE_LOAD(4, x, ldx);
         OCT_TILE_LOAD(6, lines, step);
         OCT_TILE_DOT_SU(0, 4, 6);
@@ -90,14 +89,14 @@ OCT_INLINE oct_kstatus oct_scores_tiles(const oct_scores_args *a, int bits, int 
 {
     const oct_dot_page page = oct_dot_parts(a->block, a->d, bits);
     const int group = oct_page_group(a->d), groups = a->d / group;
-    const int strips = (a->nq + STRIP - 1) / STRIP, steps = strips * groups;
-    const uint8_t *bytes = oct_bytes_of_page(page, bits, a->d, OCT_PAGE_TOKENS, lane);
+    const int strips = (a->nq + OCT_STRIP - 1) / OCT_STRIP, steps = strips * groups;
+    const uint8_t *bytes = oct_split_page(page, bits, a->d, OCT_PAGE_TOKENS, lane);
     oct_strip_sums sums[2];
-    oct_asker ask = oct_asker_of(a->ahead, steps * STRIP * FLOAT_BITS);
-    oct_tiles_shape(STRIP, STRIP, DEEP);
+    oct_asker ask = oct_asker_of(a->ahead, steps * OCT_STRIP * OCT_FLOAT_WORK);
+    oct_tiles_shape(OCT_STRIP, OCT_STRIP, OCT_DEEP);
     for (int i = 0, before = 0; i <= steps; i++) {
-        const int g = i % groups, at = i / groups * STRIP;
-        const int first = at + STRIP <= a->nq ? at : a->nq - STRIP;
+        const int g = i % groups, at = i / groups * OCT_STRIP;
+        const int first = at + OCT_STRIP <= a->nq ? at : a->nq - OCT_STRIP;
         if (i < steps) {
             const size_t from = (size_t)first * (size_t)a->q->kp + (size_t)(g * group);
             oct_strip_dots(&sums[i % 2], terms, a->q->hi + from,
@@ -106,8 +105,8 @@ OCT_INLINE oct_kstatus oct_scores_tiles(const oct_scores_args *a, int bits, int 
                            group);
         }
         if (i > 0)
-            oct_scores_fold(a, page, bits, terms, STRIP, 4, sums[1 - i % 2].dots, before, true, 0,
-                            (i - 1) % groups, &ask);
+            oct_scores_fold(a, page, bits, terms, OCT_STRIP, 4, sums[1 - i % 2].dots, before, true,
+                            0, (i - 1) % groups, &ask);
         before = first;
     }
     oct_tiles_release();
@@ -119,16 +118,16 @@ OCT_INLINE oct_kstatus oct_mix_tiles(const oct_mix_args *a, int bits, int terms,
 {
     const oct_dot_page page = oct_dot_parts(a->block, a->d, bits);
     const int group = oct_page_group(a->d), groups = a->d / group;
-    const uint8_t *bytes = oct_bytes_of_page(page, bits, OCT_PAGE_TOKENS, a->d, lane);
-    oct_asker ask = oct_asker_of(a->ahead, a->nq * (a->d / 64 + 2 * groups) * FLOAT_BITS);
+    const uint8_t *bytes = oct_split_page(page, bits, OCT_PAGE_TOKENS, a->d, lane);
+    oct_asker ask = oct_asker_of(a->ahead, a->nq * (a->d / 64 + 2 * groups) * OCT_FLOAT_WORK);
     oct_strip_sums sums;
     oct_dot_probs prob;
-    oct_tiles_shape(STRIP, STRIP, DEEP);
-    for (int i = 0; i < a->nq; i += STRIP) {
-        const int queries = a->nq - i < STRIP ? a->nq - i : STRIP;
+    oct_tiles_shape(OCT_STRIP, OCT_STRIP, OCT_DEEP);
+    for (int i = 0; i < a->nq; i += OCT_STRIP) {
+        const int queries = a->nq - i < OCT_STRIP ? a->nq - i : OCT_STRIP;
         for (int g = 0; g < groups; g++) {
             oct_mix_probs(a, page, bits, terms, queries, i, g, &prob, &ask);
-            for (int c = g * group; c < (g + 1) * group; c += DEEP) {
+            for (int c = g * group; c < (g + 1) * group; c += OCT_DEEP) {
                 oct_strip_dots(&sums, terms, prob.code[0], prob.code[1],
                                (size_t)terms * OCT_PAGE_TOKENS, bytes + (size_t)c * 4,
                                (size_t)a->d * 4, OCT_PAGE_TOKENS);
@@ -141,31 +140,31 @@ OCT_INLINE oct_kstatus oct_mix_tiles(const oct_mix_args *a, int bits, int terms,
 }
 
 /* The slots of a format, and the column that takes what tiles do not suit. */
-#define OCT_PAGE_AMX(name, bits)                                                                  \
-    extern const oct_page_kernels oct_page_##name##_avx512;                                       \
-    static oct_kstatus scores_q8(const oct_scores_args *a, void *lane)                            \
-    {                                                                                             \
-        if (oct_tiles_suit(a->visible, a->nq, a->d)) return oct_scores_tiles(a, bits, 1, lane); \
-        return oct_page_##name##_avx512.scores[OCT_FORM_Q8](a, lane);                             \
-    }                                                                                             \
-    static oct_kstatus scores_q8x2(const oct_scores_args *a, void *lane)                          \
-    {                                                                                             \
-        if (oct_tiles_suit(a->visible, a->nq, a->d)) return oct_scores_tiles(a, bits, 2, lane); \
-        return oct_page_##name##_avx512.scores[OCT_FORM_Q8X2](a, lane);                           \
-    }                                                                                             \
-    static oct_kstatus mix_q8(const oct_mix_args *a, void *lane)                                  \
-    {                                                                                             \
-        if (oct_tiles_suit(a->visible, a->nq, a->d)) return oct_mix_tiles(a, bits, 1, lane);   \
-        return oct_page_##name##_avx512.mix[OCT_FORM_Q8](a, lane);                                \
-    }                                                                                             \
-    static oct_kstatus mix_q8x2(const oct_mix_args *a, void *lane)                                \
-    {                                                                                             \
-        if (oct_tiles_suit(a->visible, a->nq, a->d)) return oct_mix_tiles(a, bits, 2, lane);   \
-        return oct_page_##name##_avx512.mix[OCT_FORM_Q8X2](a, lane);                              \
-    }                                                                                             \
-    const oct_page_kernels oct_page_##name##_amx = {                                              \
-        .scores = {NULL, scores_q8, scores_q8x2},                                                 \
-        .mix = {NULL, mix_q8, mix_q8x2},                                                          \
+#define OCT_PAGE_AMX(name, bits)                                                                   \
+    extern const oct_page_kernels oct_page_##name##_avx512;                                        \
+    static oct_kstatus scores_q8(const oct_scores_args *a, void *lane)                             \
+    {                                                                                              \
+        if (oct_tiles_suit(a->visible, a->nq, a->d)) return oct_scores_tiles(a, bits, 1, lane);    \
+        return oct_page_##name##_avx512.scores[OCT_FORM_Q8](a, lane);                              \
+    }                                                                                              \
+    static oct_kstatus scores_q8x2(const oct_scores_args *a, void *lane)                           \
+    {                                                                                              \
+        if (oct_tiles_suit(a->visible, a->nq, a->d)) return oct_scores_tiles(a, bits, 2, lane);    \
+        return oct_page_##name##_avx512.scores[OCT_FORM_Q8X2](a, lane);                            \
+    }                                                                                              \
+    static oct_kstatus mix_q8(const oct_mix_args *a, void *lane)                                   \
+    {                                                                                              \
+        if (oct_tiles_suit(a->visible, a->nq, a->d)) return oct_mix_tiles(a, bits, 1, lane);       \
+        return oct_page_##name##_avx512.mix[OCT_FORM_Q8](a, lane);                                 \
+    }                                                                                              \
+    static oct_kstatus mix_q8x2(const oct_mix_args *a, void *lane)                                 \
+    {                                                                                              \
+        if (oct_tiles_suit(a->visible, a->nq, a->d)) return oct_mix_tiles(a, bits, 2, lane);       \
+        return oct_page_##name##_avx512.mix[OCT_FORM_Q8X2](a, lane);                               \
+    }                                                                                              \
+    const oct_page_kernels oct_page_##name##_amx = {                                               \
+        .scores = {NULL, scores_q8, scores_q8x2},                                                  \
+        .mix = {NULL, mix_q8, mix_q8x2},                                                           \
     };
 
 #endif

@@ -12,6 +12,8 @@
 #include "kernels/page/dot_fold_avx512.h"
 #include "kernels/page/generic.h"
 
+enum { OCT_DOT_WORK = 2 }; /* of a step of dots, in units of OCT_FLOAT_WORK */
+
 OCT_INLINE __m512i oct_four_bytes(const int8_t *x)
 {
     int32_t four;
@@ -56,7 +58,7 @@ OCT_INLINE void oct_dot_run(int32_t out[OCT_DOT_ROWS][64], int rows, int nv, int
     for (int r = 0; r < rows; r++)
         for (int v = 0; v < nv; v++) acc[r][v] = _mm512_setzero_si512();
     for (const int8_t *end = x + n; x < end; x += 32 / bits, line += step) {
-        oct_ask(ask, DOT_BITS);
+        oct_ask(ask, OCT_DOT_WORK);
         oct_dot_line(acc, rows, nv, bits, line, x, ldx);
     }
     for (int r = 0; r < rows; r++)
@@ -134,7 +136,7 @@ OCT_INLINE oct_kstatus oct_scores_dot(const oct_scores_args *a, int bits, int te
 {
     const int steps = oct_dot_tiles(a->nq, terms) * a->d * bits / 32;
     const int floats = a->nq * (a->d / oct_page_group(a->d));
-    oct_asker ask = oct_asker_of(a->ahead, steps * DOT_BITS + floats * FLOAT_BITS);
+    oct_asker ask = oct_asker_of(a->ahead, steps * OCT_DOT_WORK + floats * OCT_FLOAT_WORK);
     const int units =
         oct_page_whole_units(oct_visible_max(a->visible, a->nq)) / OCT_UNIT_TOKENS;
     for (int i = 0; i < a->nq;) {
@@ -181,10 +183,11 @@ OCT_INLINE void oct_mix_tile(const oct_mix_args *a, int bits, int terms, int que
 
 OCT_INLINE oct_kstatus oct_mix_dot(const oct_mix_args *a, int bits, int terms)
 {
-    const int runs = (a->d + 63) / 64, groups = a->d / oct_page_group(a->d);
+    const int group = oct_page_group(a->d), groups = a->d / group;
+    const int runs = groups * (group / 64 + group % 64 / 16);
     const int steps = oct_dot_tiles(a->nq, terms) * runs * OCT_PAGE_TOKENS * bits / 32;
     const int floats = a->nq * (runs + 2 * groups); /* the sums, and probabilities in two passes */
-    oct_asker ask = oct_asker_of(a->ahead, steps * DOT_BITS + floats * FLOAT_BITS);
+    oct_asker ask = oct_asker_of(a->ahead, steps * OCT_DOT_WORK + floats * OCT_FLOAT_WORK);
     const int units =
         oct_page_whole_units(oct_visible_max(a->visible, a->nq)) / OCT_UNIT_TOKENS;
     for (int i = 0; i < a->nq;) {

@@ -1,9 +1,9 @@
-/* dot_fold_avx512.h: what the forms q8 and q8x2 do beside the dots: the float steps after
- * them, and probabilities in codes. dot.h says what is computed; integers are
- * exact, so only the order of these steps matters.
+/* dot_fold_avx512.h: what the forms q8 and q8x2 do beside the dots: the float steps after them, and
+ * probabilities in codes. dot.h says what is computed; integers are exact, so only the order of
+ * these steps matters.
  *
  * A tile is OCT_DOT_ROWS code rows, a constant of who includes this (q8x2: hi, then lo, query by
- * query). Its dots with four vectors of 16 tokens (scores) or channels (mix) come through memory. */
+ * query). Its dots with four vectors of 16 tokens (scores) or channels (mix) come by memory. */
 #ifndef OCT_PAGE_DOT_FOLD_AVX512_H
 #define OCT_PAGE_DOT_FOLD_AVX512_H
 
@@ -11,8 +11,8 @@
 #include "kernels/page/codes_avx512.h"
 #include "kernels/page/dot.h"
 
-/* Bits of work (ahead.h): of a step of dots, and of a row's floats in a group. */
-enum { DOT_BITS = 2, FLOAT_BITS = 4 };
+/* Of a row's floats in a group, in units of work (ahead.h). */
+enum { OCT_FLOAT_WORK = 4 };
 
 /* Vector v of query r's dots; the two terms of q8x2 are joined. */
 OCT_INLINE __m512i oct_dot_of(const int32_t dots[OCT_DOT_ROWS][64], int terms, int r, int v)
@@ -44,7 +44,7 @@ OCT_INLINE void oct_scores_fold(const oct_scores_args *a, oct_dot_page page, int
     }
     for (int r = 0; r < queries; r++) {
         const int i = first + r;
-        oct_ask(ask, FLOAT_BITS);
+        oct_ask(ask, OCT_FLOAT_WORK);
         float *s = a->s + (size_t)i * a->lds + t0;
         const int32_t sum = oct_dot_query_sum(a->q, i, g, group);
         const __m512 by = _mm512_set1_ps(a->q->scale[i]);
@@ -121,7 +121,7 @@ OCT_INLINE void oct_probs(oct_dot_probs *out, int r0, int many, const float *p, 
     for (int r = 0; r < 4; r++) {
         zacc[r] = _mm512_setzero_ps();
         top[r] = sum[r] = _mm512_setzero_si512();
-        if (r < many) oct_ask(ask, FLOAT_BITS);
+        if (r < many) oct_ask(ask, OCT_FLOAT_WORK);
         const bool whole = r < many && visible[r] >= OCT_PAGE_TOKENS; /* spares most the masks */
         for (int v = 0; v < 4 && r < many; v++) {
             const float *from = p + (size_t)r * ldp + 16 * v;
@@ -152,7 +152,7 @@ OCT_INLINE void oct_probs(oct_dot_probs *out, int r0, int many, const float *p, 
         const __mmask16 keep = some >> r & 1 ? 0xFFFF : 0;
         const __m512 by = _mm512_set1_ps(ratio[r]);
         int8_t *code = out->code[(r0 + r) * terms];
-        oct_ask(ask, FLOAT_BITS);
+        oct_ask(ask, OCT_FLOAT_WORK);
         __m512i q[4], lo[4];
         for (int v = 0; v < 4; v++) {
             q[v] = _mm512_maskz_cvtps_epi32(keep, _mm512_mul_ps(w[r][v], by));
@@ -180,7 +180,7 @@ OCT_INLINE void oct_mix_fold(const oct_mix_args *a, int bits, int terms, int que
     const int centre = bits == 4 ? 8 : 128;
     for (int r = 0; r < queries; r++) {
         float *o = a->o + (size_t)(i0 + r) * a->ldo + c;
-        oct_ask(ask, FLOAT_BITS);
+        oct_ask(ask, OCT_FLOAT_WORK);
         for (int v = 0; v < nv; v++) {
             __m512i dot = oct_dot_of(dots, terms, r, v);
             dot = _mm512_sub_epi32(dot, _mm512_set1_epi32(centre * prob->sum[r]));

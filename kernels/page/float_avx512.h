@@ -113,7 +113,8 @@ OCT_INLINE void oct_float_scores_rows(const oct_scores_args *a, oct_float_format
 
 OCT_INLINE void oct_float_scores(const oct_scores_args *a, oct_float_format f)
 {
-    oct_asker ask = oct_asker_of(a->ahead, a->d * a->nq);
+    const int units = oct_page_whole_units(oct_visible_max(a->visible, a->nq)) / OCT_UNIT_TOKENS;
+    oct_asker ask = oct_asker_of(a->ahead, a->d / 4 * units * a->nq);
     for (int i = 0; i < a->nq; i += OCT_FLOAT_ROWS)
         switch (a->nq - i) {
         case 1: oct_float_scores_rows(a, f, 1, i, &ask); break;
@@ -203,7 +204,8 @@ OCT_INLINE void oct_float_mix_rows(const oct_mix_args *a, oct_float_format f, in
 
 OCT_INLINE void oct_float_mix(const oct_mix_args *a, oct_float_format f)
 {
-    oct_asker ask = oct_asker_of(a->ahead, OCT_PAGE_TOKENS / 4 * (a->d / 16) * a->nq);
+    const int quads = (oct_visible_max(a->visible, a->nq) + 3) / 4;
+    oct_asker ask = oct_asker_of(a->ahead, quads * (a->d / 16) * a->nq);
     for (int i = 0; i < a->nq; i += OCT_FLOAT_ROWS)
         switch (a->nq - i) {
         case 1: oct_float_mix_rows(a, f, 1, i, &ask); break;

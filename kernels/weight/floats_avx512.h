@@ -13,8 +13,8 @@ enum {
     STREAM_BLOCKS = 4, /* column blocks taken at once by one row */
     AHEAD_BYTES = 8192, /* how far a stream asks ahead */
     WINDOW_INPUTS = 256, /* a panel of 32 KB */
-    LINE = 64,
-    STEP_INPUTS = 8      /* a panel asks for lines once in so many inputs */
+    STEP_INPUTS = 8, /* a panel asks for lines once in so many inputs */
+    LINE = 64
 };
 
 typedef struct {
@@ -93,7 +93,7 @@ typedef struct {
     size_t ldx;
     const float *panel; /* [inputs][32] */
     int inputs;
-    oct_asker ask; /* a bit is STEP_INPUTS inputs */
+    oct_asker ask; /* its work: STEP_INPUTS inputs of all strips */
     float *sums; /* [rows][32], in and out */
 } strip;
 
@@ -159,8 +159,8 @@ static void tile(const oct_linear_args *a, const oct_tile *t, scratch *l)
         s.x = a->x->x + (size_t)t->row * a->x->ldx + j;
         s.panel = panel_of(w, inputs, l->panel);
         const int steps = (inputs + STEP_INPUTS - 1) / STEP_INPUTS;
-        const int bits = (t->rows + MR - 1) / MR * steps;
-        s.ask = oct_asker_past(w, (size_t)inputs * INPUT_BYTES, bits);
+        const int work = (t->rows + MR - 1) / MR * steps;
+        s.ask = oct_asker_past(w, (size_t)inputs * INPUT_BYTES, work);
         tile_rows(&s, a, *t, left == inputs);
     }
 }

@@ -45,7 +45,7 @@ typedef struct {
     const int8_t *panel;
     const int8_t *hi, *lo; /* [strips * rows][kp] */
     size_t kp;
-    oct_asker ask; /* a bit is a group of a strip */
+    oct_asker ask; /* its work: groups of all strips */
     const uint8_t *group; /* as stored: its scales and minima */
     oct_dtype scale_type;
     const float *scale, *sum; /* of `sides`, at a group of a strip */

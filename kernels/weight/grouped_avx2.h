@@ -44,7 +44,7 @@ typedef struct {
     size_t pairs_ld;
     const int8_t *hi; /* the same as bytes, [rows][kp], and what comes after the window */
     size_t kp;
-    oct_asker ask; /* a bit is a group */
+    oct_asker ask; /* its work: groups of all strips */
     const float *x; /* a32: [rows][ldx] */
     size_t ldx;
     const float *scale; /* a8g32: [rows][scale_ld] */
@@ -342,7 +342,7 @@ OCT_INLINE void tile_groups(const oct_linear_args *a, const oct_tile *t, scratch
         s.kp = (size_t)x->kp;
         s.hi = x->hi + row * s.kp + (size_t)g * OCT_GROUP;
         s.ask = oct_asker_past(s.group, (size_t)groups * GROUP_BYTES,
-                                       (t->rows + MR - 1) / MR * groups);
+                               (t->rows + MR - 1) / MR * groups);
         tile_rows(&s, t->rows, act, NULL, 0);
         return;
     }

@@ -4,8 +4,9 @@
  * micro-kernel, `dot_rows`, takes up to MR rows against 32 channels over a window of groups that
  * stays in L1 while all rows pass; it reads either stored codes or, for many rows, a panel of bytes
  * in the lane's scratch, into which nibbles are unpacked once per row tile. While a window is in
- * work its successor is asked for (ahead.h). Integer sums are exact and the float chain is one fma
- * per group, so the path taken changes no bit. */
+ * work its successor is asked for (ahead.h). Rows of a single strip use nothing twice: they take
+ * all of k as one window, and ask WINDOW_GROUPS ahead of themselves. Integer sums are exact and the
+ * float chain is one fma per group, so the path taken changes no bit. */
 #include "kernels/ahead.h"
 #include "kernels/weight/lines_avx512.h"
 #include "kernels/weight/sides.h"
@@ -33,6 +34,7 @@ typedef struct {
     sides side;
 } scratch;
 static_assert(sizeof(scratch) <= OCT_LANE_BYTES, "a lane's scratch holds all");
+static_assert(MR <= STORED_ROWS, "a single strip, whose window is long, needs no panel");
 
 /* A few rows against the 32 channels of a block, over `groups` groups. */
 typedef struct {
@@ -49,7 +51,7 @@ typedef struct {
     size_t side_ld;
     float *acc; /* [rows][32], in and out */
     int groups;
-    oct_asker ask; /* ASKS bits are a group */
+    oct_asker ask; /* its work: ASKS for each group of all strips */
 } strip;
 
 OCT_INLINE __m512i broadcast4(const int8_t *p)
@@ -242,19 +244,24 @@ OCT_INLINE void rows_of(strip *s, const int rows, const oct_act act, const bool 
         dot_rows(s, rows, act, nibbles);
 }
 
-/* All rows of a tile, in strips of at most MR that differ by one row at most; s describes the first
+OCT_INLINE int strip_rows(const oct_act act)
+{
+    return act == OCT_A8X2 ? MR2 : MR;
+}
+
+/* All rows of a tile, in strips that differ by one row at most; s describes the first
  * and is left past the last. After the last window a strip goes straight to its outputs: their
  * lines are waited for while the next strip computes. */
 OCT_INLINE void tile_rows(strip *s, const oct_linear_args *a, oct_tile t, bool last,
                           const oct_act act, const bool nibbles, const float *chain, int inputs)
 {
     int rows = t.rows;
-    const int most = act == OCT_A8X2 ? MR2 : MR;
+    const int most = strip_rows(act);
     int strips = (rows + most - 1) / most;
     const int ahead = strips == 1 && s->groups > WINDOW_GROUPS ? WINDOW_GROUPS : s->groups;
     const char *next = (const char *)s->group + (size_t)ahead * GROUP_BYTES;
     s->ask = oct_asker_of((oct_ahead){next, next + (size_t)s->groups * GROUP_BYTES},
-                                 strips * s->groups * ASKS);
+                          strips * s->groups * ASKS);
     for (int n; rows > 0; rows -= n, strips--) {
         n = (rows + strips - 1) / strips;
         if (last) oct_tile_ask(a, &t, t.row + n, n); /* the next strip's */
@@ -318,14 +325,14 @@ OCT_INLINE oct_kstatus linear(const oct_linear_args *a, size_t lo, size_t hi, vo
 {
     scratch *l = lane;
     const int all = group_count(a->w->k);
-    const int few = act == OCT_A32 ? 0 : act == OCT_A8X2 ? MR2 : MR; /* rows of a single strip */
     const int most = act == OCT_A32 ? CHAIN_GROUPS : WINDOW_GROUPS;
     assert(a->x->act == act && a->x->k == a->w->k && (uintptr_t)lane % 64 == 0);
     l->side.row = -1;
     for (size_t i = lo; i < hi; i++) {
         const oct_tile t = oct_tile_at(a, i);
         memset(l->acc, 0, (size_t)t.rows * OCT_BLOCK_N * sizeof *l->acc);
-        const int step = window_groups(all, t.rows <= few ? SIDE_GROUPS : most);
+        const bool one = act != OCT_A32 && t.rows <= strip_rows(act);
+        const int step = window_groups(all, one ? SIDE_GROUPS : most);
         for (int g = 0; g < all; g += step)
             tile_groups(a, &t, l, g, all - g < step ? all - g : step, act);
     }

@@ -1,10 +1,13 @@
 """scores and mix of every page format, form and column, against NumPy and scalar, with `==`."""
 
+import itertools
+
 import numpy as np
 import page_oracle as po
 import pytest
 from page_oracle import BF16, F32, FORMATS, HERE, PLAIN, WIDTHS
 
+import octavo
 from octavo import _probe
 
 SLOTS = [(f, form) for f in FORMATS for form in ("f32", "q8", "q8x2")
@@ -119,6 +122,14 @@ def test_many_rows_match_scalar(isa, fmt, form):
         np.testing.assert_array_equal(*both)
 
 
+def test_tile_products_are_there():
+    """A column that is announced but absent would be a silent pass below."""
+    need("amx")
+    table = octavo.kernels("amx")
+    for name, slot, form in itertools.product(("int8", "int4"), ("scores", "mix"), ("q8", "q8x2")):
+        assert [k.isa for k in table if k[:4] == ("page", name, slot, form)] == ["amx"]
+
+
 @pytest.mark.parametrize(("fmt", "form"), [s for s in SLOTS if s[1] != "f32"])
 @pytest.mark.parametrize("isa", po.ISAS)
 def test_many_rows_that_see_all_match_scalar(isa, fmt, form):
@@ -143,6 +154,8 @@ def test_many_rows_that_see_all_match_scalar(isa, fmt, form):
             codes, scale, zero, _ = po.encode(fmt, rows)
             if kind == "nan":
                 scale[5], scale[9] = np.nan, -scale[9]
+                codes[7] = {"int8": -128, "int4": 15}[fmt]
+                q[1, 7] = p[1, 9] = np.nan
             blocks = {}
             for role in "kv":
                 packed = po.pack(fmt, role, codes, scale, zero)
@@ -151,6 +164,9 @@ def test_many_rows_that_see_all_match_scalar(isa, fmt, form):
             for f, role, x in ((po.scores, "k", (q, visible)), (po.mix, "v", (p, visible, o))):
                 both = [f(fmt, c, form, blocks[role], d, *x) for c in (isa, "scalar")]
                 np.testing.assert_array_equal(*both)
+                for one in (slice(0, 1), slice(n - 1, n)):
+                    alone = f(fmt, isa, form, blocks[role], d, *(each[one] for each in x))
+                    np.testing.assert_array_equal(alone, both[0][one])
 
 
 @pytest.mark.parametrize(("fmt", "form"), SLOTS)

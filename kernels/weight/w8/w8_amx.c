@@ -20,7 +20,7 @@ typedef struct {
     const int8_t *x; /* [upper + lower][kp] */
     size_t kp;
     int32_t *dots; /* [upper + lower][32], in and out */
-    oct_asker *ask; /* a bit is a tile product of each of four */
+    oct_asker *ask; /* its work: steps of four tile products */
 } strip;
 
 typedef struct {

@@ -23,7 +23,7 @@ static_assert(sizeof(scratch) <= OCT_LANE_BYTES, "a lane's scratch holds all");
 typedef struct {
     const uint8_t *codes;
     int groups, inputs;
-    oct_asker ask; /* a bit is a group */
+    oct_asker ask; /* its work: groups */
     const int8_t *x; /* [rows][kp] */
     size_t kp;
     const float *floats; /* a32: [rows][ldx] */
@@ -183,7 +183,7 @@ static void window(const oct_linear_args *a, oct_tile t, w8_sums *l, strip *s, i
     int rows = t.rows, strips = (rows + most - 1) / most;
     size_t at = 0;
     s->ask = oct_asker_past(s->codes, (size_t)s->groups * GROUP_BYTES,
-                                   (x->act == OCT_A8X2 ? 2 * strips : strips) * s->groups);
+                            (x->act == OCT_A8X2 ? 2 * strips : strips) * s->groups);
     for (; rows > 0; rows -= t.rows, strips--) {
         const size_t groups = (size_t)t.row * (s->kp / OCT_GROUP) + (size_t)g;
         t.rows = (rows + strips - 1) / strips;
