@@ -33,8 +33,8 @@ static inline oct_asker oct_asker_past(const void *window, size_t bytes, int wor
     return oct_asker_of((oct_ahead){next, next + bytes}, work);
 }
 
-/* So much work is done. Into the second cache: the first one's few buffers would
- * hold each line until it came, and a block asked for early would push out the one in work. */
+/* So much work is done. Into the second cache: the first one's few buffers would hold each line
+ * until it came, and a block asked for early would push out the one in work. */
 OCT_INLINE void oct_ask(oct_asker *a, int work)
 {
     if (a->at >= a->end) return;

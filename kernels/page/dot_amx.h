@@ -85,8 +85,10 @@ static inline void oct_strip_dots(oct_strip_sums *out, int terms, const int8_t *
 
 /* The last strip begins early enough to be whole: some scores are then computed twice. The dots of
  * a strip and group are on their way while those before them are folded. */
-OCT_INLINE oct_kstatus oct_scores_tiles(const oct_scores_args *a, int bits, int terms, void *lane)
+OCT_INLINE oct_kstatus oct_scores_tiles(const oct_scores_args *a, int bits, int terms, void *lane,
+                                        oct_scores_fn few)
 {
+    if (!oct_tiles_suit(a->visible, a->nq, a->d)) return few(a, lane);
     const oct_dot_page page = oct_dot_parts(a->block, a->d, bits);
     const int group = oct_page_group(a->d), groups = a->d / group;
     const int strips = (a->nq + OCT_STRIP - 1) / OCT_STRIP, steps = strips * groups;
@@ -114,8 +116,10 @@ OCT_INLINE oct_kstatus oct_scores_tiles(const oct_scores_args *a, int bits, int 
 }
 
 /* Rows of a strip beyond its queries hold what was there before: their dots are not read. */
-OCT_INLINE oct_kstatus oct_mix_tiles(const oct_mix_args *a, int bits, int terms, void *lane)
+OCT_INLINE oct_kstatus oct_mix_tiles(const oct_mix_args *a, int bits, int terms, void *lane,
+                                     oct_mix_fn few)
 {
+    if (!oct_tiles_suit(a->visible, a->nq, a->d)) return few(a, lane);
     const oct_dot_page page = oct_dot_parts(a->block, a->d, bits);
     const int group = oct_page_group(a->d), groups = a->d / group;
     const uint8_t *bytes = oct_split_page(page, bits, OCT_PAGE_TOKENS, a->d, lane);
@@ -144,23 +148,23 @@ OCT_INLINE oct_kstatus oct_mix_tiles(const oct_mix_args *a, int bits, int terms,
     extern const oct_page_kernels oct_page_##name##_avx512;                                        \
     static oct_kstatus scores_q8(const oct_scores_args *a, void *lane)                             \
     {                                                                                              \
-        if (oct_tiles_suit(a->visible, a->nq, a->d)) return oct_scores_tiles(a, bits, 1, lane);    \
-        return oct_page_##name##_avx512.scores[OCT_FORM_Q8](a, lane);                              \
+        const oct_scores_fn few = oct_page_##name##_avx512.scores[OCT_FORM_Q8];                    \
+        return oct_scores_tiles(a, bits, 1, lane, few);                                            \
     }                                                                                              \
     static oct_kstatus scores_q8x2(const oct_scores_args *a, void *lane)                           \
     {                                                                                              \
-        if (oct_tiles_suit(a->visible, a->nq, a->d)) return oct_scores_tiles(a, bits, 2, lane);    \
-        return oct_page_##name##_avx512.scores[OCT_FORM_Q8X2](a, lane);                            \
+        const oct_scores_fn few = oct_page_##name##_avx512.scores[OCT_FORM_Q8X2];                  \
+        return oct_scores_tiles(a, bits, 2, lane, few);                                            \
     }                                                                                              \
     static oct_kstatus mix_q8(const oct_mix_args *a, void *lane)                                   \
     {                                                                                              \
-        if (oct_tiles_suit(a->visible, a->nq, a->d)) return oct_mix_tiles(a, bits, 1, lane);       \
-        return oct_page_##name##_avx512.mix[OCT_FORM_Q8](a, lane);                                 \
+        const oct_mix_fn few = oct_page_##name##_avx512.mix[OCT_FORM_Q8];                          \
+        return oct_mix_tiles(a, bits, 1, lane, few);                                               \
     }                                                                                              \
     static oct_kstatus mix_q8x2(const oct_mix_args *a, void *lane)                                 \
     {                                                                                              \
-        if (oct_tiles_suit(a->visible, a->nq, a->d)) return oct_mix_tiles(a, bits, 2, lane);       \
-        return oct_page_##name##_avx512.mix[OCT_FORM_Q8X2](a, lane);                               \
+        const oct_mix_fn few = oct_page_##name##_avx512.mix[OCT_FORM_Q8X2];                        \
+        return oct_mix_tiles(a, bits, 2, lane, few);                                               \
     }                                                                                              \
     const oct_page_kernels oct_page_##name##_amx = {                                               \
         .scores = {NULL, scores_q8, scores_q8x2},                                                  \

@@ -136,16 +136,8 @@ def test_many_rows_that_see_all_match_scalar(isa, fmt, form):
     """What tile products take: whole pages, 16 queries and more, strips that are not full."""
     need(isa)
     r = np.random.default_rng(17)
-    for n, d in (
-        (15, 64),
-        (16, 64),
-        (17, 128),
-        (63, 64),
-        (64, 128),
-        (33, 192),
-        (48, 576),
-        (20, 80),
-    ):
+    shapes = ((15, 64), (16, 64), (17, 128), (63, 64), (64, 128), (33, 192), (48, 576), (20, 80))
+    for n, d in shapes:
         q, p = r.standard_normal((n, d)).astype(F32), r.random((n, 64)).astype(F32)
         q[n - 1] = p[n - 1] = p[2, 1:] = 0
         visible, o = np.full(n, 64, np.int32), r.standard_normal((n, d)).astype(F32)
