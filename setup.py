@@ -48,14 +48,21 @@ if "release" not in variants or len(variants) > 1:
     FLAGS += ["-UNDEBUG"]
 
 
-def compiles(flags, text):
-    """Whether the compiler that will be used, and its assembler, take these flags and this C."""
-    command = os.environ.get("CC") or sysconfig.get_config_var("CC") or "cc"
-    command = [*command.split(), *flags, "-x", "c", "-c", "-o", os.devnull, "-"]
+CC = (os.environ.get("CC") or sysconfig.get_config_var("CC") or "cc").split()
+
+
+def asked(*flags, text=b""):
+    """The run of the compiler that will be used; None if there is none, as the build then says."""
     try:
-        return subprocess.run(command, input=text, capture_output=True).returncode == 0
+        return subprocess.run([*CC, *flags], input=text, capture_output=True)
     except OSError:
-        return False  # the build says so itself
+        return None
+
+
+def compiles(flags, text):
+    """Whether the compiler, and its assembler, take these flags and this C."""
+    done = asked(*flags, "-x", "c", "-c", "-o", os.devnull, "-", text=text)
+    return done is not None and done.returncode == 0
 
 
 def sources(*folders):
@@ -67,6 +74,16 @@ def sources(*folders):
 
 class BuildExt(build_ext):
     """Compiles files in parallel, each with the flags of its suffix."""
+
+    def run(self):
+        """All is compiled anew where the last build was another variant, or by another compiler."""
+        built = Path(self.build_temp) / "built_as"
+        if not built.is_file() or built.read_text() != BUILD:
+            self.force = True
+            built.unlink(missing_ok=True)
+        super().run()
+        built.parent.mkdir(parents=True, exist_ok=True)
+        built.write_text(BUILD)
 
     def build_extension(self, ext):
         compiler, compile_one = self.compiler, self.compiler._compile
@@ -112,6 +129,9 @@ HEADERS = {ROOT / "setup.py"}
 for folder in ("kernels", "csrc"):
     for pattern in ("*.h", "*.def", "*.inc"):
         HEADERS |= set((ROOT / folder).rglob(pattern))
+
+version = asked("--version")
+BUILD = repr((CC, version and version.stdout, FLAGS, HAVE_AMX))
 
 shared = dict(
     include_dirs=[".", numpy.get_include()],

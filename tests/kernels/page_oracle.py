@@ -271,8 +271,8 @@ def unpack(part, block):
     return logical.astype(np.int16) + part["bias"] if part["bias"] else logical
 
 
-def scores(fmt, isa, form, block, d, q, visible, stride=None):
-    """q [n, d] float32. Returns s [n, 64]."""
+def scores(fmt, isa, form, block, d, q, visible, stride=None, place=np.asarray):
+    """q [n, d] float32. Returns s [n, 64]. place: where what is read is put."""
     n, kp = len(q), -(-d // 32) * 32
     steps = {"f32": 1, "q8": 127, "q8x2": 16256}[form]
     codes, sq = quantize_rows(q, steps)
@@ -289,7 +289,8 @@ def scores(fmt, isa, form, block, d, q, visible, stride=None):
         hi.astype(np.int8).view(np.uint8).ravel(),
         lo.astype(np.int8).view(np.uint8).ravel(),
     )
-    wide, lds = padded(q, 1), 67
+    hi8, lo8, sq, total, block = (place(a) for a in (hi8, lo8, sq, total, block))
+    wide, lds = place(padded(q, 1)), 67
     raw, out = aligned(4 * n * lds, offset=4)
     given = np.ascontiguousarray(visible, np.int32)
     ints = [None] * 4 if form == "f32" else [hi8, lo8 if form == "q8x2" else None, sq, total]
@@ -303,11 +304,12 @@ def scores(fmt, isa, form, block, d, q, visible, stride=None):
     return s[:, :64]
 
 
-def mix(fmt, isa, form, block, d, p, visible, o, stride=None):
+def mix(fmt, isa, form, block, d, p, visible, o, stride=None, place=np.asarray):
     """p [n, 64]: what lies past the largest `visible` is replaced by NaN. Returns o [n, d]."""
     n, ldp, ldo = len(p), 65, d + 5
     wide = padded(p, 1)
     wide[:, int(visible.max()) :] = np.nan
+    wide, block = place(wide), place(block)
     raw, out = aligned(4 * n * ldo, offset=4)
     view = out.view(F32).reshape(n, ldo)
     view[:, :d] = o

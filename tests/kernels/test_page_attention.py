@@ -6,6 +6,7 @@ import numpy as np
 import page_oracle as po
 import pytest
 from page_oracle import BF16, F32, FORMATS, HERE, PLAIN, WIDTHS
+from walled import walled
 
 import octavo
 from octavo import _probe
@@ -84,6 +85,24 @@ def test_mix_matches_numpy(isa, fmt, form, d):
             p = probabilities(n, visible, r)
             got = po.mix(fmt, isa, form, block, d, p, visible, o)
             np.testing.assert_array_equal(got, want_mix(fmt, form, rows, p, visible, o))
+
+
+@pytest.mark.parametrize("d", [64, 80, 128])
+@pytest.mark.parametrize(("fmt", "form"), SLOTS)
+@pytest.mark.parametrize("isa", po.ISAS)
+def test_nothing_is_read_past_the_ends(isa, fmt, form, d):
+    need(isa)
+    r = np.random.default_rng(d)
+    (k, _), (v, _) = page(fmt, d, "k", 3), page(fmt, d, "v", 4)
+    for n in (1, 6, 16, 19, 64):
+        q, o, visible = r.standard_normal((n, d)).astype(F32), np.zeros((n, d), F32), np.full(n, 64)
+        p = probabilities(n, visible, r)
+        s = po.scores(fmt, isa, form, k, d, q, visible)
+        got = po.scores(fmt, isa, form, k, d, q, visible, place=walled)
+        np.testing.assert_array_equal(got, s)
+        want = po.mix(fmt, isa, form, v, d, p, visible, o)
+        got = po.mix(fmt, isa, form, v, d, p, visible, o, place=walled)
+        np.testing.assert_array_equal(got, want)
 
 
 @pytest.mark.parametrize("kind", ["spread", "zeros", "some_zeros", "constant", "ties", "huge"])

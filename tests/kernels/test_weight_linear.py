@@ -1,9 +1,12 @@
 """Linears: every slot of every column against the oracle, bit for bit, over odd shapes."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import weight_calls as calls
 import weight_oracle as oracle
+from walled import walled
 
 from octavo import _probe
 
@@ -141,6 +144,21 @@ def test_rows_may_lie_further_apart(name, act, isa):
         x, start = inputs(m, k, rng), np.zeros((m, n), np.float32)
         want = run(w, isa, calls.oracle_rows(x, act), start)
         equal(run(w, isa, calls.oracle_rows(x, act, apart=64), start), want, f"k{k}")
+
+
+@pytest.mark.parametrize(("name", "act", "isa"), COLUMNS)
+def test_nothing_is_read_past_the_ends(name, act, isa):
+    n, k = 64, 64
+    rng = np.random.default_rng(29)
+    w = calls.random_matrix(name, n, k, rng)
+    for m in (1, 5, 8, 9, 16, 23, 33, 131):
+        rows = calls.oracle_rows(inputs(m, k, rng), act)
+        want = run(w, isa, rows, np.zeros((m, n), np.float32))
+        there = {f: getattr(rows, f) for f in ("hi", "lo", "scale", "sum")}
+        walls = {f: walled(a) for f, a in there.items() if a is not None}
+        rows = replace(rows, x=walled(np.ascontiguousarray(rows.x[:, :k])), **walls)
+        got = run(replace(w, data=walled(w.data)), isa, rows, np.zeros((m, n), np.float32))
+        equal(got, want, f"m{m}")
 
 
 @pytest.mark.parametrize(("name", "act", "isa"), COLUMNS)
