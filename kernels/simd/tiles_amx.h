@@ -6,6 +6,10 @@
  *   store   takes 16 cycles too, beside dots of other tiles only: it must not follow its own dot
  *           closely, or both units wait for each other
  *
+ * For some 60 cycles around any tile instruction, float instructions of 512 bits (multiply, add,
+ * convert, maximum) have one port instead of two; integer sums, logic and permutations keep both.
+ * So the float steps beside tile products are what their time goes to.
+ *
  * Rows that a shape leaves out are neither read nor written. Written as assembly, since gcc's
  * intrinsics for loads do not say that they read memory, and tile numbers must be literals. */
 #ifndef OCT_SIMD_TILES_AMX_H
