@@ -33,7 +33,7 @@ static inline bool oct_tiles_suit(const int *visible, int nq, int d)
 /* The codes of a page as bytes [n / 4][columns][4], whose stored order is [n / 8][columns][4] of
  * nibbles: a line becomes one of its low and, a row of lines further, one of its high halves. */
 static inline const uint8_t *oct_split_page(oct_dot_page page, int bits, int n, int columns,
-                                               void *lane)
+                                            void *lane)
 {
     const size_t row = (size_t)columns * 4;
     const __m512i low = _mm512_set1_epi8(15);
