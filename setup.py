@@ -85,6 +85,11 @@ class BuildExt(build_ext):
         built.parent.mkdir(parents=True, exist_ok=True)
         built.write_text(BUILD)
 
+    def copy_extensions_to_source(self):
+        """In place, what was built is taken even where pip has put another, newer one."""
+        self.force = True
+        super().copy_extensions_to_source()
+
     def build_extension(self, ext):
         compiler, compile_one = self.compiler, self.compiler._compile
 
