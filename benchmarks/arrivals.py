@@ -1,11 +1,12 @@
 """A replayed arrival trace through continuous batching, beside the same trace run one by one.
 
-    python benchmarks/arrivals.py [--model smollm2-135m] [--requests 64] [--rate 4] [--seed 0]
+    python benchmarks/arrivals.py [--model smollm2-135m] [--requests 64] [--rate 4] [--rows 512 128]
 
 Arrivals are Poisson; lengths of prompts and of completions are log-uniform between two bounds each,
 ids random, all from the seed. Reported are tokens a second over the whole trace, and median and
 95th percentile of the time to the first token (from arrival, waiting included) and of the time per
-token after it. One by one serves in order of arrival.
+token after it. One by one serves in order of arrival. Steps of fewer rows make prompts wait longer,
+and those that decode meanwhile less.
 """
 
 import sys
@@ -53,6 +54,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--act", nargs="+", default=["a8x2"])
     parser.add_argument("--requests", type=int, default=64)
     parser.add_argument("--rate", type=float, default=4.0, help="arrivals a second")
+    parser.add_argument("--rows", type=int, nargs="+", default=[512, 128])
     parser.add_argument("--prompt", type=int, nargs=2, default=[32, 1024], metavar=("LOW", "HIGH"))
     parser.add_argument("--new", type=int, nargs=2, default=[16, 256], metavar=("LOW", "HIGH"))
     parser.add_argument("--seed", type=int, default=0)
@@ -66,22 +68,22 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def measure(base: Any, act: str, threads: int, args: Any) -> list[dict[str, Any]]:
-    """Return a row per KV scheme and way of serving, all interleaved."""
-    llms = {kv: base.variant(kv=kv, act=act) for kv in args.kv}
-    ways = {"batched": False, "one by one": True}
+    """Return a row per KV scheme, way of serving and size of steps, all interleaved."""
+    ways = [("batched", rows) for rows in args.rows] + [("one by one", args.rows[0])]
+    llms = {(kv, way, most): base.variant(kv=kv, act=act, max_rows=most)
+            for kv in args.kv for way, most in ways}  # fmt: skip
     cases: dict[Any, Any] = {ROOFS: lambda: roofs(threads)}
-    for kv, llm in llms.items():
-        for way, alone in ways.items():
-            cases[kv, way] = lambda llm=llm, alone=alone: replay(llm, args, alone)
+    for key, llm in llms.items():
+        cases[key] = lambda llm=llm, alone=key[1] == "one by one": replay(llm, args, alone)
     found, rows = interleaved(cases, args.rounds), []
     at = found.pop(ROOFS)
-    for (kv, way), samples in found.items():
-        row = {"model": base.name, "kv": kv, "act": act, "way": way, "threads": threads}
+    for (kv, way, most), samples in found.items():
+        row = {"model": base.name, "kv": kv, "act": act, "way": way, "rows": most}
         row |= {name: getattr(args, name) for name in ("requests", "rate", "prompt", "new", "seed")}
         row |= {name: spread([s[name] for s in samples]) for name in samples[0]}
-        row |= {"isa": base.runtime.isa, "roofs": roof_row(at)}
+        row |= {"isa": base.runtime.isa, "threads": threads, "roofs": roof_row(at)}
         shown = {name: row[name]["median"] for name in samples[0]}
-        print(f"{kv:<6} {way:<10} {shown['tokens_s']:7.1f} tok/s, first token "
+        print(f"{kv:<6} {way:<10} {most:4} rows {shown['tokens_s']:7.1f} tok/s, first token "
               f"{shown['first_ms_median']:.0f} ms (p95 {shown['first_ms_p95']:.0f}), each "
               f"{shown['each_ms_median']:.1f} ms (p95 {shown['each_ms_p95']:.1f})")  # fmt: skip
         rows.append(row)

@@ -153,12 +153,12 @@ def versions(data: dict[str, list[Row]]) -> str:
 
 
 def arrivals(data: dict[str, list[Row]]) -> str:
-    keys = ("model", "kv", "act", "way", "threads", "requests", "rate")
-    rows = newest(data.get("arrivals", ()), *keys)
+    keys = ("model", "kv", "act", "way", "rows", "threads", "requests", "rate")
+    rows = newest([{"rows": 512} | r for r in data.get("arrivals", ())], *keys)
     names = ("tokens_s", "first_ms_median", "first_ms_p95", "each_ms_median", "each_ms_p95")
-    head = ["model", "KV", "act", "served", "requests", "a second", "tokens/s"]
+    head = ["model", "KV", "act", "served", "rows a step", "requests", "a second", "tokens/s"]
     head += ["first token, ms", "p95", "each token, ms", "p95"]
-    cells = ("model", "kv", "act", "way", "requests", "rate")
+    cells = ("model", "kv", "act", "way", "rows", "requests", "rate")
     return table(head, [[*(r[c] for c in cells), *(span(r[n]) for n in names)] for r in rows])
 
 

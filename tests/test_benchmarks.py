@@ -124,8 +124,9 @@ def test_model_over_depth_and_batch(bench, tiny_llama):
 
 def test_arrivals_serve_every_token_both_ways(bench, tiny_llama):
     argv = ["--requests", 3, "--rate", 100, "--prompt", 4, 70, "--new", 2, 5, "--kv", "int8"]
-    rows = bench("arrivals", "--model", tiny_llama, *argv)
-    assert [r["way"] for r in rows] == ["batched", "one by one"]
+    rows = bench("arrivals", "--model", tiny_llama, "--rows", 64, 8, *argv)
+    ways = [("batched", 64), ("batched", 8), ("one by one", 64)]
+    assert [(r["way"], r["rows"]) for r in rows] == ways
     asked = {round(r["tokens_s"]["median"] * r["seconds"]["median"]) for r in rows}
     assert len(asked) == 1 and 6 <= asked.pop() <= 15
 
