@@ -29,22 +29,29 @@ TSAN_LIBRARY = os.environ.get("LD_PRELOAD", "")
 
 
 def child(code, seconds=60, **env):
-    """Run code in a fresh interpreter; its output. A hang fails the test with every stack."""
+    """Run code in a fresh interpreter; its output. A hang, also of what it forks, fails the test
+    with every stack.
+    """
     head = f"""
-        import faulthandler, sys
+        import faulthandler, os, signal, sys
         faulthandler.dump_traceback_later({seconds}, exit=True)
+        faulthandler.register(signal.SIGALRM, chain=True)  # a fork has no such watching thread
+        os.register_at_fork(after_in_child=lambda: signal.alarm({seconds} // 2))
         sys.path.insert(0, {str(HERE)!r})
         import numpy as np, small, tiny
         from octavo import _core
     """
-    done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(head) + textwrap.dedent(code)],
-        capture_output=True,
-        text=True,
-        timeout=seconds + 30,
-        # TSan would end a child that starts threads after fork; ours may.
-        env=os.environ | {"TSAN_OPTIONS": TSAN + ":die_after_fork=0"} | env,
-    )
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", textwrap.dedent(head) + textwrap.dedent(code)],
+            capture_output=True,
+            text=True,
+            timeout=seconds + 30,
+            # TSan would end a child that starts threads after fork; ours may.
+            env=os.environ | {"TSAN_OPTIONS": TSAN + ":die_after_fork=0"} | env,
+        )
+    except subprocess.TimeoutExpired as hung:
+        pytest.fail(f"{hung}\n{hung.stdout}\n{hung.stderr}")
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
