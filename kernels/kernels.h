@@ -436,6 +436,50 @@ typedef struct {
     float *value;   /* [m][count] */
 } oct_topk_args;
 
+/* Where a row goes among n experts, and with what weight. In this order, each a float32 operation:
+ * 1. s = score of the logits l. SIGMOID: 1 / (1 + exp(-l)); SOFTMAX: exp(l - max) / reduce(exp(l -
+ *    max)); TOP: l itself.
+ * 2. c = s + bias, which selects only.
+ * 3. groups > 1: a group of n / groups neighbours counts as the sum of its two largest c; the
+ *    groups_kept largest stay, equals by index. The others cannot be chosen; with outside_zero, as
+ *    Hugging Face's code has it, they stay with c = 0.
+ * 4. The `top` largest c, equals by index, in ascending order of index.
+ * 5. gate = s; renorm: gate / (sum + 1e-20), summed in that order; TOP: gate = exp(s - their max),
+ *    then always renormed. Times scale.
+ * Infinite logits are legal where nothing above makes a NaN of them. A row with a NaN among its c or
+ * its groups' sums, or with a gate that is not finite, gets ids 0, 1, .. and NaN gates, and the call
+ * returns OCT_K_NONFINITE. */
+#define OCT_MAX_EXPERTS 1024
+typedef enum { OCT_SCORE_SIGMOID, OCT_SCORE_SOFTMAX, OCT_SCORE_TOP, OCT_SCORE_COUNT } oct_score;
+typedef struct {
+    const float *logits; /* [m][ld] */
+    size_t ld;
+    int n;
+    const float *bias; /* [n] or NULL */
+    oct_score score;
+    int groups, groups_kept; /* n a multiple of groups; 1, 1: no groups */
+    bool outside_zero;
+    int top; /* at most the experts of the groups kept */
+    bool renorm;
+    float scale;
+    float *score_of; /* s, [m][lds]; may be logits */
+    size_t lds;
+    int32_t *id; /* [m][top] */
+    float *gate; /* [m][top] */
+} oct_route_args;
+
+/* y[i] = fma(gate[i][j], x[at[i][j] - first], y[i]), j ascending, of those j whose place at[i][j] lies
+ * in [first, first + rows): a row's experts come in pieces, each continuing the chain. */
+typedef struct {
+    const float *x; /* [rows][ldx] */
+    size_t ldx;
+    const int32_t *at; /* [m][top] */
+    const float *gate; /* [m][top] */
+    int top, first, rows, k;
+    float *y; /* [m][ldy], in and out */
+    size_t ldy;
+} oct_combine_args;
+
 /* KL(base || other) per row over softmax of both, in float64: sum p (log p - log q). Equal rows
  * give exactly 0; p = 0 adds nothing; q = 0 alone gives +inf. NaN, +inf or no finite logit in either row
  * gives NaN and OCT_K_NONFINITE. op/kl/kl_scalar.c has the order of operations. */

@@ -60,7 +60,8 @@ probe_exec(PyObject *module)
     if (PyModule_AddFunctions(module, probe_methods) < 0) return -1;
     if (PyModule_AddFunctions(module, oct_probe_weight_methods) < 0) return -1;
     if (PyModule_AddFunctions(module, oct_probe_page_methods) < 0) return -1;
-    return PyModule_AddFunctions(module, oct_probe_op_methods);
+    if (PyModule_AddFunctions(module, oct_probe_op_methods) < 0) return -1;
+    return PyModule_AddFunctions(module, oct_probe_route_methods);
 }
 
 static PyModuleDef_Slot probe_slots[] = {

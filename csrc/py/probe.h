@@ -13,6 +13,7 @@ const oct_kernels *oct_probe_table(oct_isa isa);
 /* Each of the files calls no import_array of its own: they share one NumPy table. */
 void oct_probe_import_numpy(void);
 
-extern PyMethodDef oct_probe_weight_methods[], oct_probe_page_methods[], oct_probe_op_methods[];
+extern PyMethodDef oct_probe_weight_methods[], oct_probe_page_methods[], oct_probe_op_methods[],
+    oct_probe_route_methods[];
 
 #endif
