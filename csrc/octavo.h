@@ -230,9 +230,29 @@ typedef enum {
     OCT_OP_ATTEND,      /* out[0] = attention of layer over q = in, k = in2, v = in3 */
     OCT_OP_LINEAR_ADD,  /* out[0] += w[0] in + bias[0] */
     OCT_OP_GATED_MLP,   /* out[0] += w[2] (silu(w[0] n) * w[1] n), n = rmsnorm(in) */
+    OCT_OP_MOE,         /* out[0] += a mixture of experts of rmsnorm(in): see oct_moe_desc */
     OCT_OP_HEAD,        /* logits = w[0] in, of the rows that the step wants; the last op */
     OCT_OP_KIND_COUNT
 } oct_op_kind;
+
+/* MOE. Router logits = w[0] n + bias[0], always in float32; choice and gates as oct_route_args says,
+ * bias[1] selecting only, `scale` of the op the factor of the gates. y = fma(gate_e, down_e (silu(gate_e n) * up_e n), y) over the
+ * chosen, ascending, from 0; then out[0] += y. out[1], experts + 2 * top wide, becomes the router's
+ * record: scores, then the ids chosen (as floats), then their gates. */
+typedef enum {
+    OCT_ROUTER_SIGMOID,
+    OCT_ROUTER_SOFTMAX,
+    OCT_ROUTER_TOP,
+    OCT_ROUTER_SCORE_COUNT
+} oct_router_score;
+
+typedef struct {
+    int experts, top;
+    const int *w; /* [experts][3] matrices: gate, up, down */
+    int groups, groups_kept; /* 1, 1: none */
+    bool outside_zero, renorm;
+    oct_router_score score;
+} oct_moe_desc;
 
 typedef struct {
     oct_op_kind kind;
@@ -243,6 +263,7 @@ typedef struct {
     float eps, scale;
     int layer, heads, rope;  /* ATTEND; rope: index into ropes, -1: none */
     int q_norm, k_norm;      /* ATTEND: per-head norm vectors; -1: none */
+    oct_moe_desc moe;
 } oct_op_desc;
 
 typedef struct {
@@ -295,6 +316,8 @@ typedef enum {
     OCT_COST_NORM,   /* norms, and quantizing rows for the products */
     OCT_COST_LINEAR, /* the layers' products */
     OCT_COST_GATE,   /* SwiGLU, and quantizing its rows */
+    OCT_COST_ROUTE,  /* the routers' products and choices */
+    OCT_COST_EXPERT, /* the products of those chosen, and what they share out and gather */
     OCT_COST_STORE,  /* per-head norms, RoPE, rows into open pages */
     OCT_COST_SEAL,
     OCT_COST_ATTEND,

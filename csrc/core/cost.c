@@ -14,7 +14,8 @@ typedef struct {
 const char *oct_cost_name(oct_cost_kind kind)
 {
     static const char *const names[OCT_COST_COUNT] = {
-        "embed", "norm", "linear", "gate", "store", "seal", "attend", "head", "pick",
+        "embed", "norm",   "linear", "gate", "route", "expert",
+        "store", "seal",   "attend", "head", "pick",
     };
     return names[kind];
 }
@@ -55,7 +56,7 @@ static void add_attend(const step *s, const oct_op_desc *o, const sight *seen, o
     }
 }
 
-static void add_product(const step *s, int w, int64_t rows, oct_cost *to)
+void oct_cost_add_product(const step *s, int w, int64_t rows, oct_cost *to)
 {
     const oct_stored_matrix *m = &s->p->matrix[w];
     const double ops = 2.0 * m->m.n * m->m.k * (double)rows;
@@ -93,8 +94,9 @@ void oct_cost_of_step(const step *s)
         const bool head = o->kind == OCT_OP_HEAD;
         if (o->kind == OCT_OP_EMBED) add_embed(s, o, &cost[OCT_COST_EMBED]);
         if (o->kind == OCT_OP_ATTEND) add_attend(s, o, &seen, &cost[OCT_COST_ATTEND]);
+        if (o->kind == OCT_OP_MOE) oct_cost_add_product(s, o->w[0], s->rows, &cost[OCT_COST_ROUTE]);
         for (int w = 0; w < products_of(o); w++)
-            add_product(s, o->w[w], head ? s->wanted : s->rows,
+            oct_cost_add_product(s, o->w[w], head ? s->wanted : s->rows,
                         &cost[head ? OCT_COST_HEAD : OCT_COST_LINEAR]);
     }
 }

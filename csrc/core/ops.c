@@ -16,7 +16,7 @@ bool oct_all_finite(const float *x, size_t n)
 }
 
 /* The work since the last mark was of this kind. */
-static void lap(step *s, oct_cost_kind kind)
+void oct_step_lap(step *s, oct_cost_kind kind)
 {
     if (!s->args->timed) return;
     const int64_t now = oct_now_ns();
@@ -24,7 +24,7 @@ static void lap(step *s, oct_cost_kind kind)
     s->mark = now;
 }
 
-static void loop(const step *s, int64_t rows, oct_task_fn fn)
+void oct_step_loop(const step *s, int64_t rows, oct_task_fn fn)
 {
     const size_t n = (size_t)rows, lanes = (size_t)s->c->rt->threads;
     /* One row is microseconds: a barrier would cost more than it saves below a few rows a lane. */
@@ -117,30 +117,36 @@ static oct_product product(const step *s, int w, float *y, size_t ldy, int bias,
     return (oct_product){&s->p->matrix[w], NULL, y, ldy, norm_weights(s, bias), add};
 }
 
+void oct_step_read_input(step *s)
+{
+    const oct_op_desc *o = s->op;
+    set_input(s, o->norm >= 0 ? s->p->normed : s->p->buffer[o->in], s->p->widths[o->in], s->rows);
+    oct_step_loop(s, s->rows, norm_and_quantize);
+    oct_step_lap(s, OCT_COST_NORM);
+}
+
 static void norm_linear(step *s)
 {
     const oct_op_desc *o = s->op;
     oct_product list[OCT_MAX_PRODUCTS];
-    set_input(s, o->norm >= 0 ? s->p->normed : s->p->buffer[o->in], s->p->widths[o->in], s->rows);
-    loop(s, s->rows, norm_and_quantize);
-    lap(s, OCT_COST_NORM);
+    oct_step_read_input(s);
     for (int i = 0; i < o->n_out; i++)
         list[i] = product(s, o->w[i], s->p->buffer[o->out[i]], (size_t)s->p->widths[o->out[i]],
                           o->bias[i], false);
     products(s, list, o->n_out);
-    lap(s, OCT_COST_LINEAR);
+    oct_step_lap(s, OCT_COST_LINEAR);
 }
 
 static void linear_add(step *s)
 {
     const oct_op_desc *o = s->op;
     set_input(s, s->p->buffer[o->in], s->p->widths[o->in], s->rows);
-    loop(s, s->rows, quantize_task);
-    lap(s, OCT_COST_NORM);
+    oct_step_loop(s, s->rows, quantize_task);
+    oct_step_lap(s, OCT_COST_NORM);
     oct_product list[] = {product(s, o->w[0], s->p->buffer[o->out[0]],
                                   (size_t)s->p->widths[o->out[0]], o->bias[0], true)};
     products(s, list, 1);
-    lap(s, OCT_COST_LINEAR);
+    oct_step_lap(s, OCT_COST_LINEAR);
 }
 
 static void swiglu_and_quantize(void *ctx, size_t lo, size_t hi, int lane)
@@ -158,20 +164,18 @@ static void gated_mlp(step *s)
 {
     const oct_op_desc *o = s->op;
     const int inner = s->p->matrix[o->w[0]].m.n;
-    set_input(s, o->norm >= 0 ? s->p->normed : s->p->buffer[o->in], s->p->widths[o->in], s->rows);
-    loop(s, s->rows, norm_and_quantize);
-    lap(s, OCT_COST_NORM);
+    oct_step_read_input(s);
     oct_product both[] = {product(s, o->w[0], s->p->gate, (size_t)inner, -1, false),
                           product(s, o->w[1], s->p->up, (size_t)inner, -1, false)};
     products(s, both, 2);
-    lap(s, OCT_COST_LINEAR);
+    oct_step_lap(s, OCT_COST_LINEAR);
     set_input(s, s->p->gate, inner, s->rows);
-    loop(s, s->rows, swiglu_and_quantize);
-    lap(s, OCT_COST_GATE);
+    oct_step_loop(s, s->rows, swiglu_and_quantize);
+    oct_step_lap(s, OCT_COST_GATE);
     oct_product down[] = {product(s, o->w[2], s->p->buffer[o->out[0]],
                                   (size_t)s->p->widths[o->out[0]], -1, true)};
     products(s, down, 1);
-    lap(s, OCT_COST_LINEAR);
+    oct_step_lap(s, OCT_COST_LINEAR);
 }
 
 static void head_norm(const step *s, int buffer, int heads, int norm, size_t lo, size_t hi)
@@ -214,10 +218,10 @@ static void place_rows(void *ctx, size_t lo, size_t hi, int lane)
 static void attend(step *s)
 {
     const oct_op_desc *o = s->op;
-    loop(s, s->rows, place_rows);
-    lap(s, OCT_COST_STORE);
+    oct_step_loop(s, s->rows, place_rows);
+    oct_step_lap(s, OCT_COST_STORE);
     oct_rows_seal(s->c, s->part, s->parts, o->layer);
-    lap(s, OCT_COST_SEAL);
+    oct_step_lap(s, OCT_COST_SEAL);
     const oct_attend_args args = {
         .cache = s->c,
         .part = s->part,
@@ -233,7 +237,7 @@ static void attend(step *s)
         .scratch = s->p->attend,
     };
     oct_attend_run(&args);
-    lap(s, OCT_COST_ATTEND);
+    oct_step_lap(s, OCT_COST_ATTEND);
 }
 
 /* ---- head ------------------------------------------------------------------------------------ */
@@ -294,16 +298,16 @@ static void head(step *s)
                    s->p->buffer[o->in] + (size_t)s->wanted_row[first + i] * width,
                    width * sizeof(float));
         set_input(s, s->p->normed, k, n);
-        loop(s, n, quantize_task);
-        lap(s, OCT_COST_NORM);
+        oct_step_loop(s, n, quantize_task);
+        oct_step_lap(s, OCT_COST_NORM);
         oct_product list[] = {
             product(s, o->w[0], s->p->logits, (size_t)s->p->vocab, -1, false),
         };
         products(s, list, 1);
-        lap(s, OCT_COST_HEAD);
+        oct_step_lap(s, OCT_COST_HEAD);
         reduce_job job = {s, first};
         oct_parallel(s->c->rt->pool, (size_t)n, 1, reduce_rows, &job);
-        lap(s, OCT_COST_PICK);
+        oct_step_lap(s, OCT_COST_PICK);
     }
 }
 
@@ -324,16 +328,17 @@ static void run_op(step *s)
     switch (s->op->kind) {
     case OCT_OP_EMBED:
         embed(s);
-        lap(s, OCT_COST_EMBED);
+        oct_step_lap(s, OCT_COST_EMBED);
         break;
     case OCT_OP_NORM:
-        loop(s, s->rows, norm_rows);
-        lap(s, OCT_COST_NORM);
+        oct_step_loop(s, s->rows, norm_rows);
+        oct_step_lap(s, OCT_COST_NORM);
         break;
     case OCT_OP_NORM_LINEAR: norm_linear(s); break;
     case OCT_OP_ATTEND: attend(s); break;
     case OCT_OP_LINEAR_ADD: linear_add(s); break;
     case OCT_OP_GATED_MLP: gated_mlp(s); break;
+    case OCT_OP_MOE: oct_moe_run(s); break;
     default: head(s); break;
     }
 }
@@ -342,7 +347,7 @@ void oct_ops_run(step *s)
 {
     s->mark = oct_now_ns();
     make_positions(s);
-    lap(s, OCT_COST_STORE);
+    oct_step_lap(s, OCT_COST_STORE);
     for (int i = 0; i < s->p->n_ops && !oct_pool_cancelled(s->c->rt->pool); i++) {
         s->op = &s->p->ops[i];
         run_op(s);

@@ -6,6 +6,7 @@
 #define OCT_CORE_PROGRAM_H
 
 #include "csrc/core/cache.h"
+#include "csrc/core/moe.h"
 #include "csrc/core/weights.h"
 
 #define OCT_HEAD_ROWS 64 /* rows of logits that are held at once */
@@ -28,6 +29,7 @@ struct oct_program {
 
     oct_op_desc *ops;
     int n_ops;
+    int *expert_w; /* what moe.w of the ops points into */
     int *widths;
     float **buffer; /* [n_buffers] of [max_rows][width] */
     int n_buffers;
@@ -42,7 +44,10 @@ struct oct_program {
     int32_t *ids;     /* [head_rows] */
     int64_t *positions;
     oct_attend_scratch *attend;
+    oct_moe_scratch *moe; /* NULL: there is none */
     _Atomic bool busy;
 };
+
+oct_status oct_program_check(const oct_weights *, const oct_program_desc *);
 
 #endif

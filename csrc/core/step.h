@@ -18,8 +18,20 @@ typedef struct {
     int64_t mark; /* when the work that runs began */
 } oct_step_state;
 
+/* ops.c, for ops that have a file of their own. The work since the last lap was of this kind. */
+void oct_step_lap(oct_step_state *, oct_cost_kind);
+/* fn(step, lo, hi, lane) over rows, on the pool. */
+void oct_step_loop(const oct_step_state *, int64_t rows, oct_task_fn fn);
+/* p->rows becomes the op's input, normed if it says so and quantized. */
+void oct_step_read_input(oct_step_state *);
+
+/* moe.c */
+void oct_moe_run(oct_step_state *);
+
 /* cost.c: the bytes and operations of a validated step, from its shapes. */
 void oct_cost_of_step(const oct_step_state *);
+/* One matrix over so many rows; for experts, which are known only once they are chosen. */
+void oct_cost_add_product(const oct_step_state *, int w, int64_t rows, oct_cost *to);
 
 /* ops.c: every op of the program over the batch, captures included; stops early when cancelled. */
 void oct_ops_run(oct_step_state *);

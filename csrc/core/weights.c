@@ -147,16 +147,27 @@ typedef struct {
     oct_runtime *rt;
     const oct_product *product;
     int count;
-    size_t first[OCT_MAX_PRODUCTS + 1]; /* tiles before each product */
+    const size_t *first; /* [count + 1] tiles before each product */
 } product_job;
+
+/* The last product that begins at or before tile `at`. */
+static int product_at(const product_job *job, size_t at)
+{
+    int lo = 0;
+    for (int hi = job->count; hi - lo > 1;) {
+        const int mid = lo + (hi - lo) / 2;
+        if (job->first[mid] <= at) lo = mid;
+        else hi = mid;
+    }
+    return lo;
+}
 
 static void run_tiles(void *ctx, size_t lo, size_t hi, int lane)
 {
     const product_job *job = ctx;
-    for (int i = 0; i < job->count; i++) {
+    for (int i = product_at(job, lo); i < job->count && job->first[i] < hi; i++) {
         const size_t begin = lo > job->first[i] ? lo : job->first[i];
         const size_t end = hi < job->first[i + 1] ? hi : job->first[i + 1];
-        if (begin >= end) continue;
         const oct_product *p = &job->product[i];
         const oct_linear_args args = {&p->w->m, p->x, p->y, p->ldy, p->bias, p->add};
         job->rt->kernels.weight[p->w->format].linear[p->x->act](
@@ -164,20 +175,27 @@ static void run_tiles(void *ctx, size_t lo, size_t hi, int lane)
     }
 }
 
+void oct_products_list(oct_runtime *rt, const oct_product *product, int count, size_t *first)
+{
+    const product_job job = {rt, product, count, first};
+    size_t largest = 1; /* operations of a tile */
+    first[0] = 0;
+    for (int i = 0; i < count; i++) {
+        const size_t m = (size_t)product[i].x->m, rows = m < OCT_TILE_M ? m : OCT_TILE_M;
+        const size_t nb = ((size_t)product[i].w->m.n + OCT_BLOCK_N - 1) / OCT_BLOCK_N;
+        const size_t tile = 2 * OCT_BLOCK_N * rows * (size_t)product[i].w->m.k;
+        first[i + 1] = first[i] + nb * ((m + OCT_TILE_M - 1) / OCT_TILE_M);
+        largest = tile > largest ? tile : largest;
+    }
+    /* No claim may last long, since signals are looked at between claims: 50 ms at 2 or 40 Gop/s. */
+    const size_t most = (rt->kernels.isa == OCT_SCALAR ? 100000000 : 2000000000) / largest + 1;
+    oct_parallel_shares(rt->pool, first[count], most, run_tiles, (void *)(uintptr_t)&job);
+}
+
 void oct_products_run(oct_runtime *rt, const oct_product *product, int count)
 {
-    product_job job = {rt, product, count, {0}};
-    for (int i = 0; i < count; i++) {
-        const size_t nb = ((size_t)product[i].w->m.n + OCT_BLOCK_N - 1) / OCT_BLOCK_N;
-        const size_t mb = ((size_t)product[i].x->m + OCT_TILE_M - 1) / OCT_TILE_M;
-        job.first[i + 1] = job.first[i] + nb * mb;
-    }
-    const size_t tiles = job.first[count];
-    /* No claim may last long, since signals are looked at between claims: 50 ms at 2 or 40 Gop/s. */
-    const size_t rows = (size_t)(product[0].x->m < OCT_TILE_M ? product[0].x->m : OCT_TILE_M);
-    const size_t tile = 2 * OCT_BLOCK_N * rows * (size_t)product[0].w->m.k;
-    const size_t most = (rt->kernels.isa == OCT_SCALAR ? 100000000 : 2000000000) / tile + 1;
-    oct_parallel_shares(rt->pool, tiles, most, run_tiles, &job);
+    size_t first[OCT_MAX_PRODUCTS + 1];
+    oct_products_list(rt, product, count, first);
 }
 
 oct_status oct_rows_alloc(oct_rows *rows, const char *operation, int m, int k)

@@ -45,6 +45,8 @@ typedef struct {
 
 #define OCT_MAX_PRODUCTS 3
 void oct_products_run(oct_runtime *, const oct_product *, int count);
+/* Any number of them; first: room for count + 1. */
+void oct_products_list(oct_runtime *, const oct_product *, int count, size_t *first);
 
 /* The form in which matrices of this format read their input when `act` is asked for: float formats
  * read a32. */

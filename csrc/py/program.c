@@ -7,8 +7,9 @@ static const char *const kinds[OCT_OP_KIND_COUNT] = {
     [OCT_OP_EMBED] = "embed",           [OCT_OP_NORM] = "norm",
     [OCT_OP_NORM_LINEAR] = "norm_linear", [OCT_OP_ATTEND] = "attend",
     [OCT_OP_LINEAR_ADD] = "linear_add", [OCT_OP_GATED_MLP] = "gated_mlp",
-    [OCT_OP_HEAD] = "head",
+    [OCT_OP_MOE] = "moe",               [OCT_OP_HEAD] = "head",
 };
+static const char *const scores[OCT_ROUTER_SCORE_COUNT] = {"sigmoid", "softmax", "top"};
 
 /* The parts of a description while it is read; `keep` owns what the pointers point into. */
 typedef struct {
@@ -81,12 +82,48 @@ read_kind(oct_fields *f, oct_op_kind *out)
     f->failed = true;
 }
 
+static void
+read_moe(oct_fields *f, oct_moe_desc *moe)
+{
+    char path[96];
+    static const npy_intp any[2] = {-1, 3};
+    const char *score = scores[0];
+    oct_field_int(f, "experts", &moe->experts);
+    oct_field_int(f, "top", &moe->top);
+    oct_field_int(f, "groups", &moe->groups);
+    oct_field_int(f, "groups_kept", &moe->groups_kept);
+    oct_field_bool(f, "outside_zero", &moe->outside_zero);
+    oct_field_bool(f, "renorm", &moe->renorm);
+    oct_field_text(f, "score", &score);
+    PyObject *w = oct_field(f, "matrices", true);
+    if (f->failed || !w) return;
+    PyArrayObject *a = oct_arg_array(w, oct_field_path(f, "matrices", path, sizeof path), NPY_INT32, 2,
+                                     any);
+    f->failed = !a;
+    if (!a) return;
+    if (PyArray_DIM(a, 0) != moe->experts) { /* the core reads so many */
+        PyErr_Format(PyExc_ValueError, "%s[%zd].matrices has %zd rows, must be experts = %d", f->where,
+                     f->index, (Py_ssize_t)PyArray_DIM(a, 0), moe->experts);
+        f->failed = true;
+        return;
+    }
+    moe->w = PyArray_DATA(a);
+    for (int i = 0; score && i < OCT_ROUTER_SCORE_COUNT; i++)
+        if (!strcmp(score, scores[i])) {
+            moe->score = (oct_router_score)i;
+            return;
+        }
+    PyErr_Format(PyExc_ValueError, "%s[%zd].score is '%s', legal are sigmoid, softmax, top", f->where,
+                 f->index, score ? score : "None");
+    f->failed = true;
+}
+
 static bool
 read_op(PyObject *mapping, Py_ssize_t index, PyObject *keep, oct_op_desc *op)
 {
     *op = (oct_op_desc){.in = -1, .in2 = -1, .in3 = -1, .out = {-1, -1, -1}, .w = {-1, -1, -1},
                         .bias = {-1, -1, -1}, .norm = -1, .layer = -1, .rope = -1, .q_norm = -1,
-                        .k_norm = -1};
+                        .k_norm = -1, .moe = {.groups = 1, .groups_kept = 1}};
     oct_fields f = oct_fields_open(mapping, "Program: ops", index, keep);
     int ignored = 0;
     read_kind(&f, &op->kind);
@@ -106,6 +143,7 @@ read_op(PyObject *mapping, Py_ssize_t index, PyObject *keep, oct_op_desc *op)
     oct_field_int(&f, "rope", &op->rope);
     oct_field_int(&f, "q_norm", &op->q_norm);
     oct_field_int(&f, "k_norm", &op->k_norm);
+    if (!f.failed && op->kind == OCT_OP_MOE) read_moe(&f, &op->moe);
     if (!f.failed && n_out != op->n_out) {
         PyErr_Format(PyExc_ValueError, "Program: ops[%zd].n_out is %d but out has %d entries",
                      index, n_out, op->n_out);

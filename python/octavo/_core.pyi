@@ -117,8 +117,9 @@ class Weights:
 
 class Program:
     """`ops` are mappings with the fields of octavo.h's oct_op_desc ("kind" by name: "embed" "norm"
-    "norm_linear" "attend" "linear_add" "gated_mlp" "head"); absent fields take -1 or 0. `ropes`
-    are mappings {freq: float64 array, dim, mscale, half_split}."""
+    "norm_linear" "attend" "linear_add" "gated_mlp" "moe" "head"); absent fields take -1 or 0. A moe
+    has those of oct_moe_desc too (matrices: int32 [experts, 3]; score: "sigmoid" "softmax" "top").
+    `ropes` are mappings {freq: float64 array, dim, mscale, half_split}."""
 
     def __init__(
         self,

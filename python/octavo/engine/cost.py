@@ -11,7 +11,8 @@ from typing import Any
 
 from octavo.table import Table
 
-KINDS = ("embed", "norm", "linear", "gate", "store", "seal", "attend", "head", "pick")
+KINDS = ("embed", "norm", "linear", "gate", "route", "expert", "store", "seal", "attend", "head",
+         "pick")  # fmt: skip
 
 
 @dataclass

@@ -1,0 +1,267 @@
+"""Mixtures of experts: a step equals the same kernels called expert by expert, whatever the batch,
+threads, column and number of passes; what is wrong is refused at the door; a NaN fails alone.
+"""
+
+import numpy as np
+import pytest
+import tiny
+from small import FAULTS, SANITIZED, fault, live
+
+from octavo import _core, _probe
+
+pytestmark = pytest.mark.core
+ISAS = [isa for isa in ("scalar", "avx2", "avx512", "amx") if _probe.runs_here(isa)]
+HIDDEN, INNER, VOCAB, POISON = 64, 96, 50, 49
+SCORES = {"sigmoid": 0, "softmax": 1, "top": 2}
+LAYER = {"kv_heads": 1, "k_width": 16, "v_width": 16, "k_format": "f32", "v_format": "f32"}
+
+
+class Model:
+    """embed, one mixture, head, on random weights; and what it should give."""
+
+    def __init__(self, runtime, fmt="q4g32", act="a8x2", experts=6, top=2, max_rows=256, seed=0,
+                 scale=1.5, **how):  # fmt: skip
+        rng = np.random.default_rng(seed)
+        self.runtime, self.act, self.top, self.experts = runtime, act, top, experts
+        self.how, self.scale = {"score": "sigmoid", "renorm": True} | how, scale
+        self.weights = weights = _core.Weights(runtime)
+        embed = rng.standard_normal((VOCAB, HIDDEN)).astype(np.float32)
+        embed[POISON, 3] = np.nan
+        self.embed = tiny.matrix(weights, "f32", embed)
+
+        def random(n, k):
+            return (rng.standard_normal((n, k)) / np.sqrt(k)).astype(np.float32)
+
+        self.router = tiny.matrix(weights, "bf16", random(experts, HIDDEN))
+        self.head = tiny.matrix(weights, "f32", random(VOCAB, HIDDEN))
+        shapes = [(INNER, HIDDEN), (INNER, HIDDEN), (HIDDEN, INNER)] * experts
+        ids = [tiny.matrix(weights, fmt, random(*shape)) for shape in shapes]
+        self.first = ids[0]
+        self.bias = (rng.standard_normal(experts) / 4).astype(np.float32)
+        self.op = {"kind": "moe", "in": 0, "out": [0, 1], "w": [self.router], "top": top,
+                   "matrices": np.array(ids, np.int32).reshape(-1, 3), "experts": experts,
+                   "bias": [-1, weights.vector(self.bias)], "scale": scale} | self.how  # fmt: skip
+        self.program = self.open(max_rows)
+
+    def open(self, max_rows=256, width=None, **changes):
+        width = self.experts + 2 * self.top if width is None else width
+        ops = [{"kind": "embed", "out": [0], "w": [self.embed]}, self.op | changes,
+               {"kind": "head", "in": 0, "w": [self.head]}]  # fmt: skip
+        return _core.Program(self.weights, widths=[HIDDEN, width], ops=ops, ropes=[], act=self.act,
+                             max_rows=max_rows)  # fmt: skip
+
+    def cache(self):
+        return _core.Cache(self.runtime, [LAYER], budget=1 << 24)
+
+    def run(self, *batch):
+        """x after the mixture and the router's record, rows of all sequences of the batch."""
+        cache = self.cache()
+        items = [(cache.open(), np.asarray(ids, np.int32), len(ids)) for ids in batch]
+        step = _core.step(self.program, cache, items, captures=[(1, 0), (1, 1)])
+        return (*step["captures"], step)
+
+    def expected(self, ids):
+        """The same through the public products and the probe's ops, expert by expert."""
+        isa, top = self.runtime.isa, self.top
+        x = self.weights.rows(self.embed, np.asarray(ids, np.int32))
+        scores = self.weights.linear(self.router, x, "a32")
+        m = len(x)
+        chosen, gates = np.empty((m, top), np.int32), np.empty((m, top), np.float32)
+        how = self.how
+        _probe.op_route(isa, scores, self.bias, SCORES[how["score"]], how.get("groups", 1),
+                        how.get("groups_kept", 1), how.get("outside_zero", False), how["renorm"],
+                        self.scale, scores, chosen, gates)  # fmt: skip
+        y = np.zeros_like(x)
+        for e in range(self.experts):
+            rows, slot = np.nonzero(chosen == e)
+            if not len(rows):
+                continue
+            w = self.first + 3 * e
+            g, u = (self.linear(w + i, x[rows]) for i in (0, 1))
+            _probe.op_swiglu(isa, g, u, g)
+            out, part = self.linear(w + 2, g), np.ascontiguousarray(y[rows])
+            places = np.arange(len(rows), dtype=np.int32)[:, None]
+            weight = np.ascontiguousarray(gates[rows, slot][:, None])
+            _probe.op_combine(isa, out, places, weight, 0, part)
+            y[rows] = part
+        return x + y, np.concatenate([scores, chosen.astype(np.float32), gates], axis=1)
+
+    def linear(self, w, x):
+        floats = self.weights.info(w)["format"] in ("f32", "f16", "bf16")
+        return self.weights.linear(w, np.ascontiguousarray(x), "a32" if floats else self.act)
+
+
+def same(got, want):
+    np.testing.assert_array_equal(got.view(np.uint32), want.view(np.uint32))
+
+
+def ids_of(n, seed=1):
+    return np.random.default_rng(seed).integers(0, POISON, n)
+
+
+@pytest.mark.parametrize("isa", ISAS[-1:] if SANITIZED else ISAS)
+@pytest.mark.parametrize(
+    ("fmt", "act"),
+    [("f32", "a32"), ("bf16", "a8x2"), ("w8", "a8"), ("w8g32", "a8"), ("q4g32", "a8x2"),
+     ("q4g32m", "a8g32")],
+)  # fmt: skip
+def test_a_step_equals_its_experts_one_by_one(isa, fmt, act):
+    for threads in (1, 3):
+        model = Model(_core.Runtime(threads, isa), fmt, act)
+        for n in (1, 2, 7, 150):
+            ids = ids_of(n, n)
+            x, record, step = model.run(ids)
+            assert step["ok"] == [True]
+            want = model.expected(ids)
+            same(x, want[0])
+            same(record, want[1])
+
+
+@pytest.mark.parametrize(
+    "how",
+    [{"experts": 1, "top": 1}, {"experts": 6, "top": 6, "renorm": False}, {"score": "softmax"},
+     {"score": "top", "scale": 1.0}, {"experts": 8, "groups": 4, "groups_kept": 2},
+     {"experts": 8, "top": 3, "groups": 4, "groups_kept": 1, "outside_zero": True}],
+    ids=["one", "all", "softmax", "top", "groups", "zeros"],
+)  # fmt: skip
+def test_every_kind_of_router(how):
+    model = Model(_core.Runtime(2), **how)
+    ids = ids_of(40)
+    x, record, _ = model.run(ids)
+    want = model.expected(ids)
+    same(x, want[0])
+    same(record, want[1])
+
+
+def test_more_slots_than_a_pass_holds():
+    """All of 1,300 rows choose expert 2 (more than a pass), and others in between."""
+    model = Model(_core.Runtime(2), "q4g32", "a8", max_rows=1300)
+    bias = model.weights.vector(np.array([0, 0, 9, 0, 0, 0], np.float32))
+    model.bias = np.array([0, 0, 9, 0, 0, 0], np.float32)
+    model.program = model.open(1300, bias=[-1, bias])
+    ids = ids_of(1300)
+    x, record, step = model.run(ids)
+    assert (record[:, 6:8] == 2).any(axis=1).all()
+    want = model.expected(ids)
+    same(x, want[0])
+    same(record, want[1])
+    each = sum(model.weights.info(model.first + i)["nbytes"] for i in range(3))
+    assert step["cost"]["expert"][1] == each * len(np.unique(record[:, 6:8]))
+
+
+def test_who_shares_the_batch_and_how_a_prompt_is_cut_change_nothing():
+    model = Model(_core.Runtime(2))
+    ids = ids_of(60)
+    alone, _, _ = model.run(ids)
+    x, _, _ = model.run(ids_of(31, 5), ids, ids[:9])
+    same(x[31:91], alone)
+    for cuts in ([1, 2, 3], [40]):
+        cache = model.cache()
+        seq, got = cache.open(), []
+        for part in np.split(ids, cuts):
+            step = _core.step(model.program, cache, [(seq, part.astype(np.int32), 0)],
+                              captures=[(1, 0)])  # fmt: skip
+            got.append(step["captures"][0])
+        same(np.concatenate(got), alone)
+
+
+def test_a_nan_fails_its_sequence_alone():
+    model = Model(_core.Runtime(2))
+    ids = ids_of(20)
+    alone, _, _ = model.run(ids)
+    x, record, step = model.run([POISON, 1], ids)
+    assert step["ok"] == [False, True]
+    same(x[2:], alone)
+    assert np.isnan(record[0, 8:]).all() and record[0, 6:8].tolist() == [0, 1]
+
+
+def test_cost_counts_the_experts_chosen_once_each():
+    model = Model(_core.Runtime(1), experts=6, top=2)
+    bytes_of = [model.weights.info(model.first + i)["nbytes"] for i in range(18)]
+    for n in (1, 3, 100):
+        _, record, step = model.run(ids_of(n))
+        used = np.unique(record[:, 6:8]).astype(int)
+        _, nbytes, int8, f32 = step["cost"]["expert"]
+        assert nbytes == sum(sum(bytes_of[3 * e : 3 * e + 3]) for e in used)
+        assert (int8, f32) == (n * 2 * 3 * 2 * HIDDEN * INNER, 0)
+        assert step["cost"]["route"][1:] == (model.weights.info(model.router)["nbytes"], 0,
+                                             n * 2 * 6 * HIDDEN)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"experts": 0, "matrices": np.zeros((0, 3), np.int32)}, "experts is 0"),
+        ({"experts": 2000, "matrices": np.zeros((2000, 3), np.int32)}, "experts is 2000"),
+        ({"top": 0}, "top is 0"), ({"top": 7}, "top is 7"),
+        ({"groups": 4}, "groups is 4"), ({"groups": 3, "groups_kept": 4}, "groups_kept 4"),
+        ({"groups": 3, "top": 3}, "top is 3, legal are 1 to 2"),
+        ({"score": "tanh"}, "score is 'tanh'"), ({"scale": float("nan")}, "scale"),
+        ({"out": [0]}, "n_out is 1"), ({"out": [0, 0]}, "aliases"), ({"out": [0, 9]}, "buffer 9"),
+        ({"w": [0]}, "rows of the matrix"),
+        ({"matrices": np.full((6, 3), 3, np.int32)}, "down of expert 0 is 96 x 64"),
+        ({"matrices": np.full((6, 3), 99, np.int32)}, "gate of expert 0 is matrix 99"),
+        ({"matrices": np.full((6, 3), -1, np.int32)}, "gate of expert 0 is matrix -1"),
+        ({"matrices": np.zeros((5, 3), np.int32)}, "has 5 rows"),
+        ({"matrices": np.zeros((6, 2), np.int32)}, "matrices"),
+        ({"bias": [0, 0]}, None), ({"bias": [-1, 7]}, "vector 7"),
+    ],
+)  # fmt: skip
+def test_what_is_wrong_is_refused_at_the_door(changes, says):
+    model = Model(_core.Runtime(1))
+    if says is None:
+        model.open(**changes).close()
+        return
+    with pytest.raises(ValueError, match=says):
+        model.open(**changes)
+    with pytest.raises(ValueError, match="width of out"):
+        model.open(width=11)
+
+
+def test_the_router_is_never_held_in_codes():
+    model = Model(_core.Runtime(1))
+    coded = tiny.matrix(model.weights, "w8g32", np.ones((6, HIDDEN), np.float32))
+    with pytest.raises(ValueError, match="held as w8g32"):
+        model.open(w=[coded])
+
+
+needs_faults = pytest.mark.skipif(not FAULTS, reason="the build has no fault seam")
+
+
+@needs_faults
+def test_every_allocation_of_a_mixture_fails_cleanly():
+    model = Model(_core.Runtime(1))
+    before, failed = live(), 0
+    for n in range(1, 200):
+        try:
+            with fault(n):
+                model.open().close()
+        except MemoryError:
+            failed += 1
+            assert live() == before
+        else:
+            break
+    assert failed > 20 and live() == before
+
+
+@needs_faults
+def test_cancelled_at_every_tile_boundary_nothing_has_changed():
+    model, ids = Model(_core.Runtime(2), act="a8"), ids_of(150)
+    want, _, _ = model.run(ids)
+    cache = model.cache()
+    seq, cancelled = cache.open(), 0
+    for n in range(1, 10_000):
+        _core.cancel_after(n)
+        try:
+            step = _core.step(model.program, cache, [(seq, ids.astype(np.int32), 0)],
+                              captures=[(1, 0)])  # fmt: skip
+        except KeyboardInterrupt:
+            cancelled += 1
+            assert cache.length(seq) == 0
+            cache.check()
+        else:
+            same(step["captures"][0], want)
+            break
+        finally:
+            _core.cancel_after(0)
+    assert cancelled > 10
