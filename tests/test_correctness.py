@@ -15,6 +15,7 @@ from oracle.forward import Forward, from_folder, from_gguf
 import octavo
 
 BOUND = 2e-4
+SHAPES = [fixtures.LLAMA, fixtures.QWEN3, fixtures.QWEN3_MOE, fixtures.MIXTRAL]
 
 
 def engine_logprobs(path: Path, ids: list[int]) -> np.ndarray:
@@ -74,10 +75,30 @@ def test_k_quants_are_decoded(tmp_path, quant):
 
 @pytest.mark.core
 @pytest.mark.parametrize("dtype", ["F32", "F16", "BF16"])
-@pytest.mark.parametrize("shape", [fixtures.LLAMA, fixtures.QWEN3], ids=lambda s: s.arch)
+@pytest.mark.parametrize("shape", SHAPES, ids=lambda s: s.arch)
 def test_safetensors_folder(tmp_path, shape, dtype):
     fixtures.write_folder(tmp_path, shape, dtype=dtype, shards=2)
     check(tmp_path, from_folder(tmp_path), tiny_ids())
+
+
+@pytest.mark.core
+@pytest.mark.parametrize("renorm", [True, False])
+def test_a_captured_router_is_the_oracle_s(tmp_path, renorm):
+    shape = fixtures.QWEN3_MOE
+    fixtures.write_folder(tmp_path, shape, norm_topk_prob=renorm)
+    ids, seen = tiny_ids(100), {}
+    check(tmp_path, from_folder(tmp_path), ids)
+    from_folder(tmp_path).hidden(ids, lambda name, x: seen.update({name: x}))
+    with octavo.LLM(tmp_path, kv="f32", act="a32") as llm, llm.capture("layers.*.router") as taps:
+        assert list(taps) == ["layers.0.router", "layers.2.router"], "layer 1 is dense"
+        llm.sequence().append(ids)
+    for name, got in taps.items():
+        assert (got.ids.dtype, got.gates.shape) == (np.int32, (100, shape.top))
+        want = np.split(seen[name], [shape.experts, shape.experts + shape.top], axis=1)
+        np.testing.assert_allclose(got.scores, want[0], atol=1e-5)
+        order = np.argsort(want[1], axis=1)
+        np.testing.assert_array_equal(got.ids, np.take_along_axis(want[1], order, axis=1))
+        np.testing.assert_allclose(got.gates, np.take_along_axis(want[2], order, axis=1), atol=1e-5)
 
 
 @pytest.mark.core

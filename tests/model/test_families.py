@@ -232,3 +232,46 @@ def test_llama3_scaling_refuses_nonsense(change):
     config = Fields({"rope_scaling": LLAMA3 | change}, "t")
     with pytest.raises(CheckpointError, match=next(iter(change))):
         rope_from_config(config, 64)
+
+
+@pytest.mark.parametrize(
+    ("shape", "changes", "says"),
+    [
+        (fixtures.QWEN3_MOE, {"num_experts": 0}, "num_experts is 0"),
+        (fixtures.QWEN3_MOE, {"num_experts": 2000}, "num_experts is 2000"),
+        (fixtures.QWEN3_MOE, {"num_experts": 7}, r"mlp.gate.weight' .* has shape \[8, 64\]"),
+        (fixtures.QWEN3_MOE, {"num_experts_per_tok": 9}, "num_experts_per_tok is 9"),
+        (fixtures.QWEN3_MOE, {"moe_intermediate_size": 64}, "has shape"),
+        (fixtures.QWEN3_MOE, {"decoder_sparse_step": 0}, "decoder_sparse_step is 0"),
+        (fixtures.QWEN3_MOE, {"mlp_only_layers": [3]}, "mlp_only_layers"),
+        (fixtures.QWEN3_MOE, {"mlp_only_layers": "1"}, "mlp_only_layers"),
+        (fixtures.MIXTRAL, {"sliding_window": 4096}, "sliding_window"),
+        (fixtures.MIXTRAL, {"num_local_experts": None}, "num_local_experts is missing"),
+    ],
+)  # fmt: skip
+def test_impossible_mixtures_are_refused_by_name(tmp_path, shape, changes, says):
+    fixtures.write_folder(tmp_path, shape)
+    with pytest.raises((CheckpointError, UnsupportedError), match=says):
+        model_of(folder_like(tmp_path, **changes))
+
+
+def test_missing_and_extra_experts_are_named(tmp_path):
+    fixtures.write_folder(tmp_path, fixtures.MIXTRAL)
+    gone = "model.layers.1.block_sparse_moe.experts.3.w2.weight"
+    with pytest.raises(CheckpointError, match=f"{gone}.*layers.1.moe.3.down.* is missing"):
+        model_of(folder_like(tmp_path, drop=[gone]))
+    extra = gone.replace(".3.", ".4.")
+    with pytest.raises(CheckpointError, match=f"{extra}.* is not part of family 'mixtral'"):
+        model_of(folder_like(tmp_path, tensors={extra: Tensor((64, 96))}))
+
+
+def test_which_layers_of_qwen3_moe_have_experts(tmp_path):
+    fixtures.write_folder(tmp_path, fixtures.QWEN3_MOE)
+    with open_checkpoint(tmp_path) as checkpoint:
+        spec, program = model_of(checkpoint)
+    assert [spec.is_moe(n) for n in range(3)] == [True, False, True]
+    assert [op.kind for op in program.ops[4:13:4]] == ["moe", "gated_mlp", "moe"]
+    weights = fixtures.random_weights(fixtures.QWEN3_MOE)
+    assert spec.parameters == sum(w.size for w in weights.values())
+    moe = program.ops[4]
+    assert moe.experts[7] == tuple(f"layers.0.moe.7.{p}" for p in ("gate", "up", "down"))

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .forward import GGUF_NAMES, GGUF_TOP_NAMES, permute
+from .forward import GGUF_NAMES, GGUF_TOP_NAMES, MOE_NAMES, permute
 
 TEMPLATE = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n"
@@ -25,7 +25,8 @@ CONTROL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]  # ids 0, 1, 2
 
 @dataclass(frozen=True)
 class Tiny:
-    """Shape of a tiny model; `arch` is "llama" or "qwen3" (which adds per-head norms)."""
+    """Shape of a tiny model; `arch` is "llama", "qwen3" (which adds per-head norms), "qwen3_moe" or
+    "mixtral", whose layers have experts except those in `dense`."""
 
     arch: str = "llama"
     layers: int = 2
@@ -40,11 +41,19 @@ class Tiny:
     theta: float = 10000.0
     eps: float = 1e-5
     seed: int = 0
+    experts: int = 0
+    top: int = 0
+    inner: int = 0
+    dense: tuple[int, ...] = ()
 
 
 LLAMA = Tiny()
 QWEN3 = Tiny(arch="qwen3", head_dim=32, tied=False, theta=1e6, eps=1e-6)
 WIDE = Tiny(hidden=256, heads=4, kv_heads=2, head_dim=64, ffn=256)  # rows that K-quants can hold
+
+
+QWEN3_MOE = replace(QWEN3, arch="qwen3_moe", layers=3, experts=8, top=3, inner=32, dense=(1,))
+MIXTRAL = replace(LLAMA, arch="mixtral", tied=False, experts=4, top=2, inner=96)
 
 
 def text() -> str:
@@ -78,9 +87,17 @@ def random_weights(shape: Tiny) -> dict[str, npt.NDArray[np.float32]]:
         w[f"{p}.self_attn.k_proj.weight"][3::width] *= 4
         w[f"{p}.self_attn.v_proj.weight"] = matrix(c.kv_heads * width, c.hidden)
         w[f"{p}.self_attn.o_proj.weight"] = matrix(c.hidden, c.heads * width)
-        if c.arch == "qwen3":
+        if c.arch.startswith("qwen3"):
             w[f"{p}.self_attn.q_norm.weight"] = norm(width)
             w[f"{p}.self_attn.k_norm.weight"] = norm(width)
+        if c.experts and layer not in c.dense:
+            router, *expert = MOE_NAMES[c.arch == "mixtral"]
+            w[f"{p}.{router}.weight"] = matrix(c.experts, c.hidden, 2.0)
+            for e in range(c.experts):
+                for name in expert:
+                    n, k = (c.hidden, c.inner) if name == expert[2] else (c.inner, c.hidden)
+                    w[f"{p}.{name.format(e)}.weight"] = matrix(n, k)
+            continue
         w[f"{p}.mlp.gate_proj.weight"] = matrix(c.ffn, c.hidden)
         w[f"{p}.mlp.up_proj.weight"] = matrix(c.ffn, c.hidden)
         w[f"{p}.mlp.down_proj.weight"] = matrix(c.hidden, c.ffn)
@@ -150,9 +167,16 @@ def write_folder(
 
 
 def _config(c: Tiny) -> dict[str, Any]:
-    llama = c.arch == "llama"
-    return {
-        "architectures": ["LlamaForCausalLM" if llama else "Qwen3ForCausalLM"],
+    classes = {"llama": "Llama", "qwen3": "Qwen3", "qwen3_moe": "Qwen3Moe", "mixtral": "Mixtral"}
+    moe: dict[str, Any] = {}
+    if c.arch == "qwen3_moe":
+        moe = {"num_experts": c.experts, "moe_intermediate_size": c.inner, "norm_topk_prob": True,
+               "decoder_sparse_step": 1, "mlp_only_layers": list(c.dense)}  # fmt: skip
+    elif c.arch == "mixtral":
+        moe = {"num_local_experts": c.experts, "sliding_window": None}
+    moe |= {"num_experts_per_tok": c.top} if c.experts else {}
+    return moe | {
+        "architectures": [f"{classes[c.arch]}ForCausalLM"],
         "model_type": c.arch,
         "hidden_size": c.hidden,
         "intermediate_size": c.ffn,

@@ -1,4 +1,5 @@
-"""A float64 forward pass of Llama and Qwen3 in plain NumPy: what the engine is measured against.
+"""A float64 forward pass of Llama, Qwen3 (dense and MoE) and Mixtral in plain NumPy: what the
+engine is measured against.
 
 Written from the model's equations, one line each, and sharing no code with `octavo`: GGUF files
 are opened and decoded by the `gguf` package, safetensors by the `safetensors` package. One layer's
@@ -33,6 +34,16 @@ class Config:
     eps: float
     theta: float
     divisors: F64 | None = None
+    top: int = 0
+    renorm: bool = True
+
+
+# Router, and gate, up and down of expert {}: Qwen3-MoE's names, then Mixtral's.
+MOE_NAMES = (
+    ("mlp.gate", "mlp.experts.{}.gate_proj", "mlp.experts.{}.up_proj", "mlp.experts.{}.down_proj"),
+    ("block_sparse_moe.gate", "block_sparse_moe.experts.{}.w1", "block_sparse_moe.experts.{}.w3",
+     "block_sparse_moe.experts.{}.w2"),
+)  # fmt: skip
 
 
 def llama3_divisors(head_dim: int, theta: float, scaling: Mapping[str, Any]) -> F64:
@@ -95,11 +106,36 @@ class Forward:
         out = _show(hook, f"layers.{layer}.attn.out", out.reshape(len(x), -1))
         return out @ self.weight(f"{prefix}.o_proj.weight").T
 
-    def mlp(self, x: F64, layer: int) -> F64:
-        prefix = f"model.layers.{layer}.mlp"
-        gate = x @ self.weight(f"{prefix}.gate_proj.weight").T
-        up = x @ self.weight(f"{prefix}.up_proj.weight").T
-        return (gate / (1.0 + np.exp(-gate)) * up) @ self.weight(f"{prefix}.down_proj.weight").T
+    def gated(self, x: F64, *names: str) -> F64:
+        """down(silu(gate x) * up x) of three matrices."""
+        gate, up, down = (self.weight(f"{name}.weight") for name in names)
+        g = x @ gate.T
+        return (g / (1.0 + np.exp(-g)) * (x @ up.T)) @ down.T
+
+    def mlp(self, x: F64, layer: int, hook: Hook) -> F64:
+        prefix = f"model.layers.{layer}"
+        for router, *expert in MOE_NAMES:
+            if f"{prefix}.{router}.weight" in self.weights:
+                names = [f"{prefix}.{part}" for part in expert]
+                return self.mixture(x, f"{prefix}.{router}.weight", names, layer, hook)
+        return self.gated(x, *(f"{prefix}.mlp.{part}_proj" for part in ("gate", "up", "down")))
+
+    def mixture(self, x: F64, router: str, names: list[str], layer: int, hook: Hook) -> F64:
+        """Softmax over all experts; the `top` largest, renormalized if the model says so."""
+        logits = x @ self.weight(router).T
+        p = np.exp(logits - logits.max(axis=1, keepdims=True))
+        p /= p.sum(axis=1, keepdims=True)
+        chosen = np.argsort(-p, axis=1, kind="stable")[:, : self.config.top]
+        gates = np.take_along_axis(p, chosen, axis=1)
+        if self.config.renorm:
+            gates = gates / gates.sum(axis=1, keepdims=True)
+        _show(hook, f"layers.{layer}.router", np.concatenate([p, chosen, gates], axis=1))
+        y = np.zeros_like(x)
+        for e in np.unique(chosen):
+            rows, slot = np.nonzero(chosen == e)
+            part = self.gated(x[rows], *(name.format(e) for name in names))
+            y[rows] += gates[rows, slot][:, None] * part
+        return y
 
     def hidden(self, ids: npt.ArrayLike, hook: Hook | None = None) -> F64:
         """Return the normalized last hidden states, float64 [n, hidden]."""
@@ -109,7 +145,7 @@ class Forward:
         for layer in range(self.config.layers):
             prefix = f"model.layers.{layer}"
             x = x + self.attention(self.rms(x, f"{prefix}.input_layernorm.weight"), layer, show)
-            x = x + self.mlp(self.rms(x, f"{prefix}.post_attention_layernorm.weight"), layer)
+            x = x + self.mlp(self.rms(x, f"{prefix}.post_attention_layernorm.weight"), layer, show)
             x = _show(show, f"layers.{layer}.out", x)
         return self.rms(x, "model.norm.weight")
 
@@ -281,6 +317,8 @@ def from_folder(path: str | Path) -> Forward:
         eps=float(raw["rms_norm_eps"]),
         theta=theta,
         divisors=llama3_divisors(width, theta, scaling) if kind == "llama3" else None,
+        top=raw.get("num_experts_per_tok", 0),
+        renorm=raw.get("norm_topk_prob", True),
     )
     return Forward(config, weights)
 

@@ -5,7 +5,7 @@
 
 import fnmatch
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -13,8 +13,27 @@ import numpy.typing as npt
 from octavo.model import Program
 
 
-class Taps(Mapping[str, npt.NDArray[np.float32]]):
-    """Activations by name, float32 [rows, width], rows in the order in which they were computed.
+class Routing(NamedTuple):
+    """What a router decided, a row per token.
+
+    Attributes
+    ----------
+    ids : numpy.ndarray of int32, shape (rows, top)
+        The experts chosen, ascending.
+    gates : numpy.ndarray of float32, shape (rows, top)
+        Their weights.
+    scores : numpy.ndarray of float32, shape (rows, experts)
+        Scores of all experts, without the bias that only selects.
+    """
+
+    ids: npt.NDArray[np.int32]
+    gates: npt.NDArray[np.float32]
+    scores: npt.NDArray[np.float32]
+
+
+class Taps(Mapping[str, Any]):
+    """Activations by name, float32 [rows, width], rows in the order in which they were computed;
+    under ``"layers.*.router"`` a `Routing`.
 
     Attributes
     ----------
@@ -40,6 +59,8 @@ class Taps(Mapping[str, npt.NDArray[np.float32]]):
             names |= dict.fromkeys(found)
         at = {name: i for i, name in enumerate(program.buffers)}
         self.wanted = [(program.taps[n][0], at[program.taps[n][1]]) for n in names]
+        self._moe = program.moe
+        self._routers = {n for n in names if program.taps[n][1] == "router"}
         self._parts: dict[str, list[npt.NDArray[np.float32]]] = {n: [] for n in names}
         self._rows: list[tuple[int, int, npt.NDArray[np.int32]]] = []
         self._owner = owner
@@ -65,13 +86,16 @@ class Taps(Mapping[str, npt.NDArray[np.float32]]):
             parts.clear()
         self._rows.clear()
 
-    def __getitem__(self, name: str) -> npt.NDArray[np.float32]:
+    def __getitem__(self, name: str) -> Any:
         parts = self._parts[name]
-        if not parts:
-            return np.empty((0, 0), np.float32)
         if len(parts) > 1:  # joined once, kept joined
             parts[:] = [np.concatenate(parts)]
-        return parts[0]
+        if name not in self._routers or self._moe is None:
+            return parts[0] if parts else np.empty((0, 0), np.float32)
+        record = parts[0] if parts else np.empty((0, self._moe.record), np.float32)
+        ids = self._moe.experts + self._moe.top
+        scores, chosen, gates = np.split(record, [self._moe.experts, ids], axis=1)
+        return Routing(chosen.astype(np.int32), gates, scores)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._parts)

@@ -219,7 +219,8 @@ class LLM(Generation):
         Parameters
         ----------
         *names : str
-            With ``*``: ``"layers.*.attn.out"``, ``"layers.3.out"``, ``"norm"``, ``"embed"``.
+            With ``*``: ``"layers.*.attn.out"``, ``"layers.3.out"``, ``"norm"``, ``"embed"``; where
+            a model has experts ``"layers.*.router"``, which gives ids, gates and scores.
 
         Examples
         --------

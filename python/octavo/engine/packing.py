@@ -72,7 +72,7 @@ class LoadReport:
 
     def add(self, role: str, stored: str, held: str, nbytes: int) -> None:
         """Count one tensor."""
-        kind = re.sub(r"^layers\.\d+\.", "layers.*.", role)
+        kind = re.sub(r"\.\d+\.", ".*.", role)
         for i, row in enumerate(self.rows):
             if (row.kind, row.stored, row.format) == (kind, stored, held):
                 self.rows[i] = LoadRow(kind, stored, held, row.count + 1, row.nbytes + nbytes)

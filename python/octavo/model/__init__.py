@@ -1,6 +1,7 @@
 """Model families: from a checkpoint's metadata to a spec and a program, as plain data.
 
-A new family is one file here (`from_gguf`, `from_hf`, `program_of`) and one line of `FAMILIES`.
+A new family is one file here (`from_gguf` and `from_hf`, or one of them, and `program_of`) and one
+line of `FAMILIES`.
 """
 
 import difflib
@@ -13,11 +14,12 @@ from typing import Any
 from octavo.errors import CheckpointError, UnsupportedError
 
 from .fields import Fields
-from .spec import LayerShape, ModelSpec, Op, Program, Rope, TensorUse
+from .spec import LayerShape, Mixture, ModelSpec, Op, Program, Rope, TensorUse
 
 __all__ = [
     "FAMILIES",
     "LayerShape",
+    "Mixture",
     "ModelSpec",
     "Op",
     "Program",
@@ -30,6 +32,8 @@ __all__ = [
 FAMILIES = {
     "llama": (("llama",), ("LlamaForCausalLM",)),
     "qwen3": (("qwen3",), ("Qwen3ForCausalLM",)),
+    "qwen3_moe": ((), ("Qwen3MoeForCausalLM",)),
+    "mixtral": ((), ("MixtralForCausalLM",)),
 }
 
 

@@ -1,4 +1,4 @@
-"""Decoders with grouped-query attention and a gated SiLU MLP: Llama, Qwen3 and their kin.
+"""Decoders with grouped-query attention and gated SiLU MLPs: Llama, Qwen3, Mixtral and their kin.
 
 Family files say what differs (norms of heads, order of rows, keys of the metadata); this module
 lists the tensors by role and writes the program. Order of reading: `tensor_uses`, `program_of`.
@@ -34,8 +34,12 @@ HF_NAMES = {
     "layers.{}.attn.q_norm": f"{_HF}self_attn.q_norm",
     "layers.{}.attn.k_norm": f"{_HF}self_attn.k_norm",
     "layers.{}.mlp.gate": f"{_HF}mlp.gate_proj", "layers.{}.mlp.up": f"{_HF}mlp.up_proj",
-    "layers.{}.mlp.down": f"{_HF}mlp.down_proj",
+    "layers.{}.mlp.down": f"{_HF}mlp.down_proj", "layers.{}.moe.router": f"{_HF}mlp.gate",
+    "layers.{}.moe.{}.gate": f"{_HF}mlp.experts.{{}}.gate_proj",
+    "layers.{}.moe.{}.up": f"{_HF}mlp.experts.{{}}.up_proj",
+    "layers.{}.moe.{}.down": f"{_HF}mlp.experts.{{}}.down_proj",
 }  # fmt: skip
+EXPERT = ("gate", "up", "down")
 BIASED = ("attn.q", "attn.k", "attn.v", "attn.o")
 
 
@@ -69,25 +73,37 @@ def tensor_uses(
         Rows of q and k (and their biases) are stored interleaved: map them back.
     """
     uses = [TensorUse("embed", f"{names['embed']}.weight", (spec.vocab, spec.hidden))]
-    shapes = _layer_shapes(spec)
     maps = {}
     if interleaved:
         maps["attn.q"] = unpermuted_rows(spec.heads, spec.head_dim)
         maps["attn.k"] = unpermuted_rows(spec.kv_heads, spec.head_dim)
     for layer in range(spec.layers):
-        for part, shape in shapes.items():
+        for part, shape in _layer_shapes(spec, layer).items():
             role, stem = f"layers.{layer}.{part}", names[f"layers.{{}}.{part}"].format(layer)
             uses.append(TensorUse(role, f"{stem}.weight", shape, maps.get(part)))
             if part in spec.biases:
                 bias = TensorUse(f"{role}.bias", f"{stem}.bias", shape[:1], maps.get(part))
                 uses.append(bias)
+        uses += _expert_uses(spec, layer, names)
     uses.append(TensorUse("norm", f"{names['norm']}.weight", (spec.hidden,)))
     if not spec.tied:
         uses.append(TensorUse("head", f"{names['head']}.weight", (spec.vocab, spec.hidden)))
     return tuple(uses)
 
 
-def _layer_shapes(spec: ModelSpec) -> dict[str, tuple[int, ...]]:
+def _expert_uses(spec: ModelSpec, layer: int, names: Mapping[str, str]) -> list[TensorUse]:
+    if spec.moe is None or not spec.is_moe(layer):
+        return []
+    inner, hidden = spec.moe.inner, spec.hidden
+    shapes = {"gate": (inner, hidden), "up": (inner, hidden), "down": (hidden, inner)}
+    return [
+        TensorUse(f"layers.{layer}.moe.{e}.{part}",
+                  f"{names[f'layers.{{}}.moe.{{}}.{part}'].format(layer, e)}.weight", shapes[part])
+        for e in range(spec.moe.experts) for part in EXPERT
+    ]  # fmt: skip
+
+
+def _layer_shapes(spec: ModelSpec, layer: int) -> dict[str, tuple[int, ...]]:
     q, kv = spec.heads * spec.head_dim, spec.kv_heads * spec.head_dim
     shapes: dict[str, tuple[int, ...]] = {
         "attn.norm": (spec.hidden,),
@@ -96,8 +112,10 @@ def _layer_shapes(spec: ModelSpec) -> dict[str, tuple[int, ...]]:
     }  # fmt: skip
     if spec.qk_norm:
         shapes |= {"attn.q_norm": (spec.head_dim,), "attn.k_norm": (spec.head_dim,)}
+    shapes["mlp.norm"] = (spec.hidden,)
+    if spec.moe is not None and spec.is_moe(layer):
+        return shapes | {"moe.router": (spec.moe.experts, spec.hidden)}
     return shapes | {
-        "mlp.norm": (spec.hidden,),
         "mlp.gate": (spec.ffn, spec.hidden), "mlp.up": (spec.ffn, spec.hidden),
         "mlp.down": (spec.hidden, spec.ffn),
     }  # fmt: skip
@@ -117,10 +135,12 @@ def program_of(spec: ModelSpec) -> Program:
     """Write the program of a dense decoder.
 
     Buffers: ``x`` the residual stream, ``q k v`` projections (before RoPE), ``a`` the heads'
-    output, ``n`` the final norm.
+    output, ``n`` the final norm, ``router`` what a router decided (`Mixture.record`).
     """
     q, kv = spec.heads * spec.head_dim, spec.kv_heads * spec.head_dim
     buffers = {"x": spec.hidden, "q": q, "k": kv, "v": kv, "a": q, "n": spec.hidden}
+    if spec.moe is not None:
+        buffers["router"] = spec.moe.record
     ops = [Op("embed", out=("x",), w=("embed",))]
     taps: dict[str, tuple[int, str]] = {"embed": (0, "x")}
     for layer in range(spec.layers):
@@ -129,10 +149,12 @@ def program_of(spec: ModelSpec) -> Program:
         taps |= {f"{part}.attn.{name}": (at, name) for name in ("q", "k", "v")}
         taps |= {f"{part}.attn.out": (at + 1, "a"), f"{part}.mid": (at + 2, "x")}
         taps[f"{part}.out"] = (at + 3, "x")
+        if spec.is_moe(layer):
+            taps[f"{part}.router"] = (at + 3, "router")
     taps["norm"] = (len(ops), "n")
     ops.append(Op("norm", inputs=("x",), out=("n",), norm="norm", eps=spec.eps))
     ops.append(Op("head", inputs=("n",), w=("embed" if spec.tied else "head",)))
-    return Program(buffers, tuple(ops), (spec.rope,), taps)
+    return Program(buffers, tuple(ops), (spec.rope,), taps, spec.moe)
 
 
 def _layer_ops(spec: ModelSpec, layer: int) -> list[Op]:
@@ -149,6 +171,16 @@ def _layer_ops(spec: ModelSpec, layer: int) -> list[Op]:
         Op("attend", inputs=("q", "k", "v"), out=("a",), layer=layer, heads=spec.heads, rope=0,
            scale=spec.head_dim**-0.5, q_norm=head_norms[0], k_norm=head_norms[1], eps=spec.eps),
         Op("linear_add", inputs=("a",), out=("x",), w=(f"{name}.attn.o",), bias=(bias("attn.o"),)),
-        Op("gated_mlp", inputs=("x",), out=("x",), norm=f"{name}.mlp.norm", eps=spec.eps,
-           w=tuple(f"{name}.mlp.{p}" for p in ("gate", "up", "down"))),
+        _mlp_op(spec, layer),
     ]  # fmt: skip
+
+
+def _mlp_op(spec: ModelSpec, layer: int) -> Op:
+    name = f"layers.{layer}"
+    if spec.moe is None or not spec.is_moe(layer):
+        return Op("gated_mlp", inputs=("x",), out=("x",), norm=f"{name}.mlp.norm", eps=spec.eps,
+                  w=tuple(f"{name}.mlp.{p}" for p in EXPERT))  # fmt: skip
+    gate, up, down = ([f"{name}.moe.{e}.{p}" for e in range(spec.moe.experts)] for p in EXPERT)
+    return Op("moe", inputs=("x",), out=("x", "router"), norm=f"{name}.mlp.norm", eps=spec.eps,
+              w=(f"{name}.moe.router",), moe=spec.moe,
+              experts=tuple(zip(gate, up, down, strict=True)))  # fmt: skip

@@ -16,7 +16,9 @@ from octavo.errors import CheckpointError
 from .dense import BIASED, GGUF_NAMES, HF_NAMES, biases_in, tensor_uses, vocabulary
 from .fields import MAX_LAYERS, Fields
 from .rope import rope_from_config, rope_from_gguf
-from .spec import ModelSpec
+from .spec import Mixture, ModelSpec
+
+MAX_EXPERTS = 1024
 
 
 def from_gguf(
@@ -65,8 +67,23 @@ def from_gguf(
     return replace(spec, uses=tensor_uses(spec, GGUF_NAMES, interleaved=interleaved))
 
 
-def from_hf(config: Fields, tensors: Mapping[str, Any], *, qk_norm: bool = False) -> ModelSpec:
-    """Make the spec from a ``config.json``; parameters as in `from_gguf`."""
+def from_hf(
+    config: Fields,
+    tensors: Mapping[str, Any],
+    *,
+    qk_norm: bool = False,
+    moe: Mixture | None = None,
+    names: Mapping[str, str] = HF_NAMES,
+) -> ModelSpec:
+    """Make the spec from a ``config.json``; further parameters as in `from_gguf`.
+
+    Parameters
+    ----------
+    moe : Mixture, optional
+        What the family read of its experts.
+    names : Mapping
+        Tensor names by role.
+    """
     hidden = config.integer("hidden_size")
     heads = config.integer("num_attention_heads")
     head_dim = config.integer("head_dim", default=None) or _head_dim(config, hidden, heads)
@@ -86,16 +103,30 @@ def from_hf(config: Fields, tensors: Mapping[str, Any], *, qk_norm: bool = False
         kv_heads=_kv_heads(config, "num_key_value_heads", heads),
         head_dim=head_dim,
         ffn=config.integer("intermediate_size"),
-        vocab=vocabulary(tensors, HF_NAMES, config.source),
+        vocab=vocabulary(tensors, names, config.source),
         context=config.integer("max_position_embeddings", most=1 << 40),
         eps=config.number("rms_norm_eps", 0.0, 1.0),
         rope=rope_from_config(config, head_dim),
         tied=tied,
         qk_norm=qk_norm,
+        moe=moe,
         biases=frozenset(BIASED if config.flag("attention_bias") else ()),
         skips=tuple(skips),
     )
-    return replace(spec, uses=tensor_uses(spec, HF_NAMES))
+    return replace(spec, uses=tensor_uses(spec, names))
+
+
+def mixture_sizes(config: Fields, experts: str, inner: str) -> tuple[int, int, int]:
+    """Return experts, chosen experts and inner width; `experts` and `inner` are the family's keys.
+
+    Raises
+    ------
+    CheckpointError
+        Where a number is out of range: no experts, or more chosen than there are.
+    """
+    count = config.integer(experts, most=MAX_EXPERTS)
+    top = config.integer("num_experts_per_tok", most=count)
+    return count, top, config.integer(inner)
 
 
 def _head_dim(fields: Fields, hidden: int, heads: int) -> int:

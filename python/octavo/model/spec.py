@@ -59,6 +59,45 @@ class TensorUse:
     row_map: npt.NDArray[np.int32] | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Mixture:
+    """The experts of a model's MoE layers, and how a row chooses among them.
+
+    What each number does, and in which order, is written at ``oct_route_args`` in
+    ``kernels/kernels.h``.
+
+    Attributes
+    ----------
+    experts, top, inner : int
+        Experts of a layer, those that a row chooses, and the width inside of one.
+    score : {"sigmoid", "softmax", "top"}
+        What a router's logits become; "top" is a softmax over the chosen ones alone.
+    renorm : bool
+        Gates are divided by their sum.
+    scale : float
+        Factor of the gates.
+    groups, groups_kept : int
+        Experts are chosen from so many of so many groups.
+    dense : frozenset of int
+        Layers whose MLP is a plain one.
+    """
+
+    experts: int
+    top: int
+    inner: int
+    score: str = "softmax"
+    renorm: bool = True
+    scale: float = 1.0
+    groups: int = 1
+    groups_kept: int = 1
+    dense: frozenset[int] = frozenset()
+
+    @property
+    def record(self) -> int:
+        """Width of a router's record: scores, ids of the chosen, their gates."""
+        return self.experts + 2 * self.top
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class ModelSpec:
     """A model's numbers and tensors; everything is checked before any weight is read.
@@ -85,6 +124,7 @@ class ModelSpec:
     rope: Rope
     tied: bool
     qk_norm: bool = False
+    moe: Mixture | None = None
     biases: frozenset[str] = frozenset()
     uses: tuple[TensorUse, ...] = ()
     skips: tuple[tuple[str, str], ...] = ()
@@ -94,6 +134,10 @@ class ModelSpec:
     def parameters(self) -> int:
         """Number of weights (a tied matrix counted once)."""
         return sum(int(np.prod(use.shape)) for use in self.uses)
+
+    def is_moe(self, layer: int) -> bool:
+        """Tell whether this layer's MLP is a mixture of experts."""
+        return self.moe is not None and layer not in self.moe.dense
 
     @property
     def cache_layers(self) -> tuple["LayerShape", ...]:
@@ -130,6 +174,8 @@ class Op:
     layer: int = 0
     heads: int = 0
     rope: int = -1
+    moe: Mixture | None = None
+    experts: tuple[tuple[str, str, str], ...] = ()
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -142,12 +188,15 @@ class Program:
         Width of each buffer, in order.
     taps : dict of str to (int, str)
         What `capture` can see: name to (index of the op, buffer just after it).
+    moe : Mixture, optional
+        What the buffer ``router`` is a record of.
     """
 
     buffers: dict[str, int]
     ops: tuple[Op, ...]
     ropes: tuple[Rope, ...]
     taps: dict[str, tuple[int, str]] = field(default_factory=dict)
+    moe: Mixture | None = None
 
     def lowered(self, ids: dict[str, int]) -> dict[str, Any]:
         """Return the core's own description, with weight names replaced by handles.
@@ -185,4 +234,9 @@ def _lower(op: Op, at: dict[str, int], ids: dict[str, int]) -> dict[str, Any]:
         out[name] = handle(getattr(op, name))
     for name in ("eps", "scale", "layer", "heads", "rope"):
         out[name] = getattr(op, name)
+    if op.moe is not None:
+        for name in ("experts", "top", "score", "renorm", "groups", "groups_kept"):
+            out[name] = getattr(op.moe, name)
+        out["scale"] = op.moe.scale
+        out["matrices"] = np.array([[ids[w] for w in e] for e in op.experts], np.int32)
     return out

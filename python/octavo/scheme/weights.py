@@ -16,6 +16,8 @@ CHECKPOINT = "checkpoint"
 METHODS = ("rtn",)
 # Of a quantized model the embedding and the head stay as stored, as is the custom of the field.
 KEPT = ("embed", "head")
+# A choice of experts is not a matter of rounding: routers are held as stored, in floats.
+_ROUTERS = "*.moe.router"
 DEFAULT_ACT = "a8x2"
 _ALIASES = {
     "auto": CHECKPOINT, "bfloat16": "bf16", "float16": "f16", "half": "f16", "float32": "f32",
@@ -79,7 +81,7 @@ class WeightScheme:
     def format_of(self, role: str) -> str:
         """Return ``"checkpoint"`` or the format in which this role's matrix is held."""
         assert self.ignore is not None
-        kept = any(fnmatchcase(role, rule) for rule in self.ignore)
+        kept = any(fnmatchcase(role, rule) for rule in (*self.ignore, _ROUTERS))
         return CHECKPOINT if kept else self.format
 
     @property
