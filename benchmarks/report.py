@@ -112,6 +112,17 @@ def linear(data: dict[str, list[Row]]) -> str:
     return grid(rows, "m", ("isa", "threads", "shape", "weights", "act"), show)
 
 
+def experts(data: dict[str, list[Row]]) -> str:
+    rows = newest(data.get("moe", ()), "act", "m", "experts", "hidden", "inner", "isa", "threads")
+    for r in rows:
+        r["layer"] = f"{r['experts']} x 3 x {r['hidden']} x {r['inner']}"
+
+    def show(r: Row) -> str:
+        return f"{r['percent_lower_roof']:.0f} % ({figure(r['us']['median'] / 1e3)} ms)"
+
+    return grid(rows, "m", ("isa", "threads", "layer", "weights", "act"), show)
+
+
 def attention(data: dict[str, list[Row]], kind: str) -> str:
     rows = where(data.get("attention", ()), kind=kind)
     keys = ("kv", "context", "m", "heads", "kv_heads", "head_dim", "threads", "isa")
@@ -170,6 +181,7 @@ def page(data: dict[str, list[Row]], figures: list[str], machine: str, others: s
         "Figures": "\n\n".join(f"![{Path(f).stem}]({f})" for f in figures),
         "Roofs": roofs(data),
         "Products: percent of the lower roof (Gop/s)": linear(data),
+        "A layer of experts: percent of the lower roof (time)": experts(data),
         "Attention, decode: percent of stream (GB/s)": attention(data, "decode"),
         "Attention, prefill: percent of the peak (Gop/s)": attention(data, "prefill"),
         "Prefill: tokens/s (percent of the byte peak)": model(data, "prefill", "tokens"),

@@ -200,3 +200,12 @@ def test_report_has_a_page_for_each_processor(bench, tmp_path):
     assert re.search(r"q4g32 x a8, M >= 64.* \| 75.6 % \| 80 % \| met \|", other)
     assert "[amd-other](page-amd-other.md)" in page and "[intel-some-cpu-2-amx](page.md)" in other
     assert sorted(p.name for p in docs.glob("*.md")) == ["page-amd-other.md", "page.md"]
+
+
+def test_a_layer_of_experts_counts_those_chosen(bench):
+    small = ["--experts", 5, "--top", 2, "--hidden", 64, "--inner", 32, "--isa", "scalar"]
+    rows = bench("moe", *small, "--rows", 1, 40, "--act", "a8g32", "--rounds", 1)
+    assert [(r["act"], r["m"]) for r in rows] == [("a8g32", 1), ("a8g32", 40)]
+    each = 3 * 64 * 32 * 9 // 16  # 4.5 bits a weight
+    assert [r["bytes"] for r in rows] == [2 * each, 5 * each]
+    assert [r["ops"] for r in rows] == [m * 2 * 3 * 2 * 64 * 32 for m in (1, 40)]
