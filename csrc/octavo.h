@@ -335,11 +335,30 @@ typedef struct {
 } oct_cost;
 const char *oct_cost_name(oct_cost_kind);
 
+/* What a router chose, before its experts run. */
+typedef struct {
+    int op, experts, top;
+    int64_t rows;
+    const float *scores; /* [rows][ld] */
+    size_t ld;
+    int32_t *id; /* [rows][top] ascending, distinct, 0 to experts - 1; so it must stay */
+    float *gate; /* [rows][top] */
+} oct_routing;
+
+/* Asked on the thread that called, with the pool held; it may change ids and gates. false cancels the
+ * step. */
+typedef struct {
+    bool (*ask)(void *arg, const oct_routing *);
+    void *arg;
+    const bool *ops; /* [ops of the program] those that are asked about */
+} oct_route_hook;
+
 typedef struct {
     oct_step_item *items;
     int n_items;
     const oct_capture *captures;
     int n_captures;
+    oct_route_hook route; /* ask NULL: none */
     bool quiet;    /* capture, edited models: do not feed the prefix index */
     bool timed;    /* fill in ns */
     oct_poll poll;

@@ -82,7 +82,7 @@ static void route_rows(void *ctx, size_t lo, size_t hi, int lane)
     const step *s = ctx;
     const oct_moe_desc *d = &s->op->moe;
     oct_moe_scratch *m = s->p->moe;
-    const size_t ld = (size_t)s->p->widths[s->op->out[1]], top = (size_t)d->top;
+    const size_t ld = (size_t)s->p->widths[s->op->out[1]];
     float *record = s->p->buffer[s->op->out[1]];
     (void)lane;
     const oct_route_args args = {
@@ -94,11 +94,36 @@ static void route_rows(void *ctx, size_t lo, size_t hi, int lane)
         .score_of = record, .lds = ld, .id = m->id, .gate = m->gate,
     };
     s->c->rt->kernels.op.route(&args, lo, hi); /* a row without a choice has NaN gates: judged last */
+}
+
+/* Scores are in the record already. */
+static void record_rows(void *ctx, size_t lo, size_t hi, int lane)
+{
+    const step *s = ctx;
+    const oct_moe_desc *d = &s->op->moe;
+    const oct_moe_scratch *m = s->p->moe;
+    const size_t ld = (size_t)s->p->widths[s->op->out[1]], top = (size_t)d->top;
+    float *record = s->p->buffer[s->op->out[1]];
+    (void)lane;
     for (size_t r = lo; r < hi; r++)
         for (size_t j = 0; j < top; j++) {
             record[r * ld + (size_t)d->experts + j] = (float)m->id[r * top + j];
             record[r * ld + (size_t)d->experts + top + j] = m->gate[r * top + j];
         }
+}
+
+/* What the caller makes of the choice. */
+static void ask_hook(const step *s)
+{
+    const oct_route_hook *hook = &s->args->route;
+    const int op = (int)(s->op - s->p->ops);
+    oct_pool *pool = s->c->rt->pool;
+    if (!hook->ask || !hook->ops[op] || oct_pool_cancelled(pool)) return;
+    const oct_routing routing = {
+        op, s->op->moe.experts, s->op->moe.top, s->rows, s->p->buffer[s->op->out[1]],
+        (size_t)s->p->widths[s->op->out[1]], s->p->moe->id, s->p->moe->gate,
+    };
+    if (!hook->ask(hook->arg, &routing)) oct_pool_cancel(pool);
 }
 
 static void route(step *s)
@@ -112,6 +137,8 @@ static void route(step *s)
     };
     oct_products_run(s->c->rt, &router, 1);
     oct_step_loop(s, s->rows, route_rows);
+    ask_hook(s);
+    oct_step_loop(s, s->rows, record_rows);
 }
 
 /* Puts slots in order of expert, then row: start[e], at[slot], row[place]. */

@@ -56,6 +56,14 @@ static oct_status check_captures(const step *s)
     return OCT_OK;
 }
 
+static oct_status check_route(const step *s)
+{
+    for (int i = 0; s->args->route.ask && i < s->p->n_ops; i++)
+        if (s->args->route.ops[i] && s->p->ops[i].kind != OCT_OP_MOE)
+            return oct_fail(OCT_E_VALUE, "step: route: op %d has no router", i);
+    return OCT_OK;
+}
+
 static oct_status find_parts(step *s)
 {
     s->rows = s->wanted = 0;
@@ -146,6 +154,7 @@ static oct_status step_taken(step *s)
 {
     oct_status status = check_attends(s);
     if (!status) status = check_captures(s);
+    if (!status) status = check_route(s);
     if (!status) status = find_parts(s);
     if (status) return status;
     oct_cost_of_step(s);

@@ -276,6 +276,11 @@ bool oct_pool_cancelled(const oct_pool *p)
     return atomic_load(&((oct_pool *)(uintptr_t)p)->cancel);
 }
 
+void oct_pool_cancel(oct_pool *p)
+{
+    atomic_store(&p->cancel, true);
+}
+
 bool oct_pool_leave(oct_pool *p)
 {
     const bool whole = !oct_pool_cancelled(p);

@@ -30,6 +30,7 @@ void oct_pool_resize(oct_pool *, int threads);
  * to leave; later, the remaining tasks of every loop are skipped until leave. */
 bool oct_pool_enter(oct_pool *, oct_poll);
 bool oct_pool_cancelled(const oct_pool *);
+void oct_pool_cancel(oct_pool *); /* as if the poll had */
 bool oct_pool_leave(oct_pool *); /* false: cancelled, and tasks were skipped */
 
 int64_t oct_now_ns(void); /* monotonic */

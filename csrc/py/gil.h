@@ -10,7 +10,7 @@
 
 typedef struct {
     PyThreadState *thread;
-    bool raised; /* a signal handler raised while the call ran; its exception is pending */
+    bool raised; /* a signal handler or a hook raised while the call ran; it is pending */
 } oct_gil;
 
 static inline void
@@ -29,7 +29,10 @@ oct_gil_take(oct_gil *gil)
 /* The oct_poll of a slow call: runs Python's signal handlers, on the thread that made the call.
  * Nonzero, with the exception left pending on the thread, if one raised. */
 int oct_gil_poll(void *gil);
-/* Whether this thread is inside that poll: a handler must not wait for the step it interrupts. */
+/* Around Python code on that thread while the call runs. */
+void oct_gil_borrow(oct_gil *);
+void oct_gil_return(oct_gil *);
+/* Whether this thread is inside either: a handler must not wait for the step it interrupts. */
 bool oct_gil_polling(void);
 
 #define OCT_SLOW(gil, status, call) \

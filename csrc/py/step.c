@@ -4,6 +4,7 @@
 #include "csrc/py/args.h"
 #include "csrc/py/core.h"
 #include "csrc/py/gil.h"
+#include "csrc/py/route.h"
 
 #include <math.h> /* NAN */
 
@@ -13,6 +14,7 @@ typedef struct {
     oct_py_cache *cache;
     PyObject *items, *targets, *captures; /* tuples, owned; targets may be NULL */
     int logits, argmax, topk, quiet, timed;
+    oct_py_route route;
 } request;
 
 /* One step in the making. items[i].tokens and .target are private copies. */
@@ -255,10 +257,12 @@ static bool
 run(const request *r, const oct_state *state, draft *d)
 {
     oct_gil gil = {0};
+    oct_py_route route = r->route;
     oct_step_args a = {.items = d->items,
                        .n_items = d->n_items,
                        .captures = d->captures,
                        .n_captures = d->n_captures,
+                       .route = oct_py_route_hook(&route, &gil),
                        .quiet = r->quiet,
                        .timed = r->timed,
                        .poll = {oct_gil_poll, &gil}};
@@ -306,13 +310,13 @@ PyObject *
 oct_py_step(PyObject *module, PyObject *args, PyObject *kwargs)
 {
     static char *names[] = {"program", "cache", "items", "logits", "targets", "argmax", "topk",
-                            "captures", "quiet", "timed", NULL};
+                            "captures", "quiet", "timed", "route", NULL};
     const oct_state *state = PyModule_GetState(module);
-    PyObject *program, *cache, *items, *targets = Py_None, *topk = NULL, *captures = NULL;
+    PyObject *program, *cache, *items, *targets = Py_None, *topk = NULL, *captures = NULL, *route = NULL;
     request r = {0};
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OOO|$pOpOOpp:step", names, &program, &cache,
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OOO|$pOpOOppO:step", names, &program, &cache,
                                      &items, &r.logits, &targets, &r.argmax, &topk, &captures,
-                                     &r.quiet, &r.timed) ||
+                                     &r.quiet, &r.timed, &route) ||
         !oct_arg_type(program, "step: program", state->program) ||
         !oct_arg_type(cache, "step: cache", state->cache) ||
         !oct_arg_int(topk, "step: topk", 0, INT32_MAX, &r.topk))
@@ -323,7 +327,10 @@ oct_py_step(PyObject *module, PyObject *args, PyObject *kwargs)
     r.captures = captures ? PySequence_Tuple(captures) : PyTuple_New(0);
     r.targets = targets != Py_None ? PySequence_Tuple(targets) : NULL;
     PyObject *result = NULL;
-    if (r.items && r.captures && (targets == Py_None || r.targets)) result = with_gates(&r, state);
+    if (r.items && r.captures && (targets == Py_None || r.targets) &&
+        oct_py_route_read(&r.route, route, r.program))
+        result = with_gates(&r, state);
+    oct_py_route_free(&r.route);
     Py_XDECREF(r.items);
     Py_XDECREF(r.captures);
     Py_XDECREF(r.targets);
@@ -332,7 +339,7 @@ oct_py_step(PyObject *module, PyObject *args, PyObject *kwargs)
 
 const char oct_py_step_doc[] =
 "step(program, cache, items, *, logits=False, targets=None, argmax=False, topk=0, captures=(),\n"
-"     quiet=False, timed=False)\n--\n\n"
+"     quiet=False, timed=False, route=None)\n--\n\n"
 "Run one step over items (seq, tokens, first).\n\n"
 "tokens are int32; rows [first, len(tokens)) are wanted. Returns a dict: 'ok', a list of bool per\n"
 "item (False: non-finite, that sequence is unchanged, its numbers are nan and -1), and, as asked,\n"
@@ -340,4 +347,7 @@ const char oct_py_step_doc[] =
 "(targets given; -1 gives nan; None gives None), 'argmax' int32 [n-first], 'topk' (int32 ids,\n"
 "float32 log-probabilities) [n-first, topk]; 'captures', float32 [rows, width] per (op, buffer);\n"
 "'cost', per kind of work (seconds if timed, bytes read, int8 and float32 operations).\n"
+"route maps ops of kind moe to functions that get copies (scores float32 [rows, experts], ids int32\n"
+"[rows, top], gates float32 [rows, top]) before the experts run, and may change ids (ascending,\n"
+"distinct) and gates (finite) in place; what one raises comes out, with nothing changed.\n"
 "Ctrl-C cancels within 200 ms and leaves every sequence as it was.";

@@ -9,7 +9,7 @@ BufferError, NUMERIC NumericalError, UNSUPPORTED UnsupportedError; CANCELLED, of
 A method of a closed object raises ClosedError.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -235,6 +235,7 @@ def step(
     captures: Sequence[tuple[int, int]] = (),
     quiet: bool = False,
     timed: bool = False,
+    route: Mapping[int, Callable[..., object]] | None = None,
 ) -> dict[str, Any]:
     """Run one step over items (seq, tokens, first).
 
@@ -242,5 +243,7 @@ def step(
     as asked, lists with one array per item: "logits" float32 [n-first, vocab], "logprob" float32
     [n-first] (targets given; -1 gives nan), "argmax" int32 [n-first], "topk" (int32 ids, float32
     log-probabilities) [n-first, topk]; "captures": list of float32 [rows, width]; "cost": per
-    kind of work (seconds if timed, bytes read, int8 and float32 operations).
+    kind of work (seconds if timed, bytes read, int8 and float32 operations). `route` maps ops of
+    kind moe to functions of copies (scores float32 [rows, experts], ids int32 [rows, top], gates
+    float32 [rows, top]), which may change ids and gates in place before the experts run.
     """

@@ -8,6 +8,7 @@ import tiny
 from small import FAULTS, SANITIZED, fault, live
 
 from octavo import _core, _probe
+from octavo.errors import BusyError
 
 pytestmark = pytest.mark.core
 ISAS = [isa for isa in ("scalar", "avx2", "avx512", "amx") if _probe.runs_here(isa)]
@@ -223,6 +224,100 @@ def test_the_router_is_never_held_in_codes():
     coded = tiny.matrix(model.weights, "w8g32", np.ones((6, HIDDEN), np.float32))
     with pytest.raises(ValueError, match="held as w8g32"):
         model.open(w=[coded])
+
+
+def routed(model, ids, function):
+    """x and the record of a step whose router `function(scores, ids, gates)` may change."""
+    cache = model.cache()
+    items = [(cache.open(), np.asarray(ids, np.int32), len(ids))]
+    step = _core.step(model.program, cache, items, captures=[(1, 0), (1, 1)], route={1: function})
+    return step["captures"]
+
+
+def test_a_hook_that_changes_nothing_changes_no_bit():
+    model, ids, calls = Model(_core.Runtime(2)), ids_of(70), []
+    want = model.run(ids)
+
+    def look(scores, chosen, gates):
+        calls.append((scores.copy(), chosen.copy(), gates.copy()))
+
+    x, record = routed(model, ids, look)
+    same(x, want[0])
+    same(record, want[1])
+    ((scores, chosen, gates),) = calls
+    same(np.concatenate([scores, chosen.astype(np.float32), gates], axis=1), want[1])
+
+
+def test_an_expert_banned_by_a_hook_is_as_one_that_the_router_cannot_choose():
+    model, ids = Model(_core.Runtime(2)), ids_of(70)
+
+    def ban(scores, chosen, gates):
+        c = scores + model.bias
+        c[:, 2] = -np.inf
+        chosen[...] = np.sort(np.argsort(-c, axis=1, kind="stable")[:, :2], axis=1)
+        s = np.take_along_axis(scores, chosen, axis=1)
+        total = s[:, :1] + s[:, 1:] + np.float32(1e-20)
+        gates[...] = s / total * np.float32(model.scale)
+
+    x, record = routed(model, ids, ban)
+    assert (model.run(ids)[1][:, 6:8] == 2).any() and not (record[:, 6:8] == 2).any()
+    bias = model.bias.copy()
+    bias[2] = -np.inf
+    model.bias, index = bias, model.weights.vector(bias)
+    model.program = model.open(bias=[-1, index])
+    same(x, model.run(ids)[0])
+
+
+def put(array, value):
+    array[...] = value
+
+
+@pytest.mark.parametrize(
+    ("function", "error", "says"),
+    [
+        (lambda s, i, g: put(i[3], [1, 1]), ValueError, r"ids\[3, 1\] is 1; .* distinct"),
+        (lambda s, i, g: put(i[0], [2, 1]), ValueError, "ascend"),
+        (lambda s, i, g: put(i[0], [-1, 1]), ValueError, r"ids\[0, 0\] is -1"),
+        (lambda s, i, g: put(i[9], [1, 6]), ValueError, r"ids\[9, 1\] is 6"),
+        (lambda s, i, g: put(g[5], np.nan), ValueError, r"gates\[5, 0\] is not finite"),
+        (lambda s, i, g: put(g[5], np.inf), ValueError, r"gates\[5, 0\] is not finite"),
+        (lambda s, i, g: 1 / 0, ZeroDivisionError, "division"),
+        (lambda s, i: None, TypeError, "positional"),
+        (lambda s, i, g: setattr(i, "shape", (20,)), TypeError, "ids"),
+        (lambda s, i, g: setattr(g, "dtype", np.int32), TypeError, "gates"),
+    ],
+)  # fmt: skip
+def test_a_bad_hook_is_an_error_and_changes_nothing(function, error, says):
+    model, ids = Model(_core.Runtime(2)), ids_of(10).astype(np.int32)
+    cache = model.cache()
+    seq = cache.open()
+    with pytest.raises(error, match=says):
+        _core.step(model.program, cache, [(seq, ids, 0)], route={1: function})
+    assert cache.length(seq) == 0
+    cache.check()
+    step = _core.step(model.program, cache, [(seq, ids, 0)], captures=[(1, 0)])
+    same(step["captures"][0], model.run(ids)[0])
+
+
+@pytest.mark.parametrize("route", [{0: print}, {2: print}, {3: print}, {1: 5}, {"1": print}, [1]])
+def test_hooks_belong_to_routers(route):
+    model = Model(_core.Runtime(1))
+    cache = model.cache()
+    with pytest.raises((TypeError, ValueError), match="route"):
+        _core.step(model.program, cache, [(cache.open(), ids_of(3).astype(np.int32), 0)],
+                   route=route)  # fmt: skip
+
+
+def test_a_hook_cannot_wait_for_the_step_it_is_in():
+    model, seen = Model(_core.Runtime(1)), []
+
+    def function(scores, chosen, gates):
+        with pytest.raises(BusyError):
+            model.runtime.lse(scores)
+        seen.append(1)
+
+    routed(model, ids_of(3), function)
+    assert seen == [1] and model.runtime.lse(np.zeros((1, 4), np.float32)).shape == (1,)
 
 
 needs_faults = pytest.mark.skipif(not FAULTS, reason="the build has no fault seam")

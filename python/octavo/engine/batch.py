@@ -230,7 +230,7 @@ class Batch:
         c.handle = self.core.open()
         self.running.append(c)
         c.advanced = not c.preempted
-        if self.pool.prefix and not c.request.scoring and not self.stepper.taps:
+        if self.pool.prefix and not c.request.scoring and not self.stepper.watched:
             c.length = self.core.match(c.handle, c.rest(c.target))
             c.request.output.num_cached_tokens = max(
                 c.request.output.num_cached_tokens, min(c.length, len(c.request.ids))

@@ -22,6 +22,7 @@ from .generation import Generation
 from .ids import token_ids
 from .memory import default_budget, parse_bytes
 from .pool import Pool
+from .routing import Route, Steer
 from .sequence import Sequence
 from .shared import Shared
 from .stepper import Stepper
@@ -228,6 +229,30 @@ class LLM(Generation):
         ``taps["layers.3.out"]``.
         """
         return Taps(self._shared.program, names, self._stepper.taps)
+
+    def route(self, function: Steer, layers: int | Iterable[int] | None = None) -> Route:
+        """Return a context manager under which `function` may change what routers choose.
+
+        Parameters
+        ----------
+        function : callable
+            ``function(layer, routing)`` is called between a layer's router and its experts with a
+            `Routing` of copies, a row per token of the step. It changes ``ids`` and ``gates`` in
+            place or returns new ones ``(ids, gates)``, of the same shapes; ids of a row must be
+            distinct, gates finite.
+        layers : int or iterable of int, optional
+            Layers that it sees; all that have experts if None.
+
+        Notes
+        -----
+        What the function raises comes out of the call that ran the step, with nothing changed. It
+        must not use the same LLM. Tokens that were fed under it never enter the prefix index.
+
+        Examples
+        --------
+        ``with llm.route(lambda layer, r: r.gates.fill(0.125)): llm.generate(prompt)``
+        """
+        return Route(self._shared.program, function, layers, self._stepper.routes)
 
     def profile(self) -> Profile:
         """Return a context manager that times every kind of work in the steps inside it.

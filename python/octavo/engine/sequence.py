@@ -151,7 +151,7 @@ class Sequence:
 
     def _attach_prefix(self, ids: npt.NDArray[np.int32]) -> None:
         """Take the pages of the longest indexed beginning of `ids`; the sequence is empty."""
-        if self._pool.prefix and not self._stepper.taps:
+        if self._pool.prefix and not self._stepper.watched:
             kept = self._pool.core.match(self._handle, ids)
             self._tokens = ids[:kept].tolist()
 

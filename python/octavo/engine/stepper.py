@@ -1,7 +1,7 @@
 """One model's program, ready to step: every call of `_core.step` goes through here.
 
-Adds what the core does not know: captures in force, and the rule that one LLM is used by one call
-at a time (the program's scratch is shared by all its sequences).
+Adds what the core does not know: captures and routes in force, and the rule that one LLM is used by
+one call at a time (the program's scratch is shared by all its sequences).
 """
 
 import threading
@@ -21,6 +21,7 @@ from octavo.progress import Bar
 from .capture import Taps
 from .cost import Profile
 from .pool import Pool
+from .routing import Route, functions
 
 Item = tuple[int, npt.NDArray[np.int32], int]  # sequence, tokens, first wanted row
 
@@ -45,6 +46,7 @@ class Stepper:
         self.max_rows = max_rows
         self.taps: list[Taps] = []
         self.profiles: list[Profile] = []
+        self.routes: list[Route] = []
         self._lock = threading.Lock()
         self._closed = False
         self.core = _core.Program(
@@ -67,6 +69,11 @@ class Stepper:
         finally:
             self._lock.release()
 
+    @property
+    def watched(self) -> bool:
+        """Whether captures or routes want every token computed: the prefix index is not read."""
+        return bool(self.taps or self.routes)
+
     def check_open(self, what: str) -> None:
         """Raise `ClosedError` once `close` was called."""
         if self._closed:
@@ -79,8 +86,8 @@ class Stepper:
         starts = [pool.core.length(seq) for seq, _, _ in items] if asked else []
         begin = time.perf_counter()
         out = _core.step(
-            self.core, pool.core, items, captures=captures, quiet=quiet or bool(asked),
-            timed=bool(self.profiles), **wanted,
+            self.core, pool.core, items, captures=captures, timed=bool(self.profiles),
+            quiet=quiet or self.watched, route=functions(self.routes), **wanted,
         )  # fmt: skip
         out["seconds"] = time.perf_counter() - begin
         out["tokens"] = sum(len(ids) for _, ids, _ in items)
