@@ -113,7 +113,8 @@ def linear(data: dict[str, list[Row]]) -> str:
 
 
 def experts(data: dict[str, list[Row]]) -> str:
-    rows = newest(data.get("moe", ()), "act", "m", "experts", "hidden", "inner", "isa", "threads")
+    keys = ("act", "m", "experts", "top", "hidden", "inner", "isa", "threads")
+    rows = newest(data.get("moe", ()), *keys)
     for r in rows:
         r["layer"] = f"{r['experts']} x 3 x {r['hidden']} x {r['inner']}"
 

@@ -235,10 +235,6 @@ typedef enum {
     OCT_OP_KIND_COUNT
 } oct_op_kind;
 
-/* MOE. Router logits = w[0] n + bias[0], always in float32; choice and gates as oct_route_args says,
- * bias[1] selecting only, `scale` of the op the factor of the gates. y = fma(gate_e, down_e (silu(gate_e n) * up_e n), y) over the
- * chosen, ascending, from 0; then out[0] += y. out[1], experts + 2 * top wide, becomes the router's
- * record: scores, then the ids chosen (as floats), then their gates. */
 typedef enum {
     OCT_ROUTER_SIGMOID,
     OCT_ROUTER_SOFTMAX,
@@ -246,6 +242,11 @@ typedef enum {
     OCT_ROUTER_SCORE_COUNT
 } oct_router_score;
 
+/* MOE. Router logits = w[0] n + bias[0], always in float32; choice and gates g as oct_route_args
+ * says, bias[1] selecting only, `scale` of the op the factor of the gates. With F_e(n) = down (silu(
+ * gate n) * up n) of expert e, y = fma(g_e, F_e(n), y) over the chosen, ascending, from 0; then
+ * out[0] += y. out[1], experts + 2 * top wide, becomes the router's record: scores, then the ids
+ * chosen (as floats), then their gates. */
 typedef struct {
     int experts, top;
     const int *w; /* [experts][3] matrices: gate, up, down */
@@ -327,8 +328,9 @@ typedef enum {
 } oct_cost_kind;
 
 /* What a kind of work has to read of weights and pages, each stored byte once, and its useful
- * operations, 2 per multiply-add, by the kind of arithmetic: of shapes alone, so it is the same
- * on every machine. Rows between ops are not counted. `ns` is measured, where that was asked. */
+ * operations, 2 per multiply-add, by the kind of arithmetic: of shapes, and of the experts that rows
+ * chose, so it is the same on every machine. Rows between ops are not counted. `ns` is measured,
+ * where that was asked. */
 typedef struct {
     int64_t ns;
     double bytes, int8_ops, f32_ops;

@@ -64,7 +64,7 @@ typedef struct {
     int m, k, kp;        /* kp: k rounded up to OCT_GROUP, or more groups, all zero (oct_rows_kp) */
     const float *x;      /* [m][ldx], the float rows; always present */
     size_t ldx;          /* >= k; elements past k are never read */
-    const int8_t *hi;    /* [m][kp], 64-byte aligned, zero past k; NULL for a32 */
+    const int8_t *hi;    /* [m][kp], 32-byte aligned, zero past k; NULL for a32 */
     const int8_t *lo;    /* [m][kp], likewise; a8x2 only, else NULL */
     const float *scale;  /* a8, a8x2: [m]; a8g32: [m][kp/32]; NULL for a32 */
     const int32_t *sum;  /* [m][kp/32]: sum of the codes (a8x2: of Q) per 32 inputs; NULL for a32 */

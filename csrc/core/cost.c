@@ -1,4 +1,5 @@
-/* cost.c: what a step has to read and to compute, counted from its shapes before it runs. Stored
+/* cost.c: what a step has to read and to compute, counted from its shapes before it runs, and of
+ * experts once they are chosen. Stored
  * bytes of weights and pages count once a step however often caches are asked for them; operations
  * are the useful ones, 2 per multiply-add, whatever form the kernels give them. */
 #include "csrc/core/step.h"
@@ -97,6 +98,6 @@ void oct_cost_of_step(const step *s)
         if (o->kind == OCT_OP_MOE) oct_cost_add_product(s, o->w[0], s->rows, &cost[OCT_COST_ROUTE]);
         for (int w = 0; w < products_of(o); w++)
             oct_cost_add_product(s, o->w[w], head ? s->wanted : s->rows,
-                        &cost[head ? OCT_COST_HEAD : OCT_COST_LINEAR]);
+                                 &cost[head ? OCT_COST_HEAD : OCT_COST_LINEAR]);
     }
 }

@@ -36,7 +36,10 @@ oct_moe_scratch *oct_moe_open(const oct_moe_sizes *z, int max_rows)
     bool good = m;
     if (!m) return NULL;
     const size_t rows = (size_t)max_rows, top = (size_t)z->top, experts = (size_t)z->experts;
-    const size_t slots = rows * top < OCT_MOE_SLOTS ? rows * top : OCT_MOE_SLOTS;
+    /* Each pass looks at all slots when it combines, so there are not many. */
+    const size_t few = rows * top / OCT_MOE_PASSES;
+    const size_t most = few > OCT_MOE_SLOTS ? few : OCT_MOE_SLOTS;
+    const size_t slots = rows * top < most ? rows * top : most;
     m->slots = (int)slots;
     m->id = room(rows, top, sizeof *m->id, &good);
     m->at = room(rows, top, sizeof *m->at, &good);

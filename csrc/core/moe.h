@@ -4,7 +4,8 @@
 
 #include "csrc/core/weights.h"
 
-#define OCT_MOE_SLOTS 1024 /* most (row, expert) pairs that a pass holds */
+#define OCT_MOE_SLOTS 1024 /* (row, expert) pairs that a pass holds */
+#define OCT_MOE_PASSES 64  /* more slots once there would be more passes of whole experts */
 
 /* The most that any op of a program asks for. */
 typedef struct {

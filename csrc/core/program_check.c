@@ -134,8 +134,9 @@ static oct_status check_router(const check *c)
         return oct_fail(OCT_E_VALUE, "program: op %d (moe): top is %d, legal are 1 to %d", c->index,
                         d->top, most);
     if ((int)d->score < 0 || d->score >= OCT_ROUTER_SCORE_COUNT || !isfinite(c->op->scale))
-        return oct_fail(OCT_E_VALUE, "program: op %d (moe): score is %d, scale %g", c->index,
-                        (int)d->score, (double)c->op->scale);
+        return oct_fail(OCT_E_VALUE, "program: op %d (moe): score is %d, scale %g; legal are 0 to %d, "
+                        "and a finite scale", c->index, (int)d->score, (double)c->op->scale,
+                        OCT_ROUTER_SCORE_COUNT - 1);
     oct_status status = matrix_ok(c, 0, d->experts, c->d->widths[c->op->in]);
     if (!status) status = vector_ok(c, "bias[0] (of the logits)", c->op->bias[0], d->experts);
     if (!status) status = vector_ok(c, "bias[1] (of the choice)", c->op->bias[1], d->experts);

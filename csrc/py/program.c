@@ -82,8 +82,20 @@ read_kind(oct_fields *f, oct_op_kind *out)
     f->failed = true;
 }
 
+/* A private copy of a checked array, owned by `keep`: code of strangers runs before the core reads
+ * it, and could resize the original. */
+static const void *
+kept_copy(PyObject *keep, PyArrayObject *array)
+{
+    PyObject *copy = PyArray_NewCopy(array, NPY_CORDER);
+    if (!copy) return NULL;
+    const int rc = PyList_Append(keep, copy);
+    Py_DECREF(copy);
+    return rc < 0 ? NULL : PyArray_DATA((PyArrayObject *)copy);
+}
+
 static void
-read_moe(oct_fields *f, oct_moe_desc *moe)
+read_moe(oct_fields *f, PyObject *keep, oct_moe_desc *moe)
 {
     char path[96];
     static const npy_intp any[2] = {-1, 3};
@@ -107,7 +119,9 @@ read_moe(oct_fields *f, oct_moe_desc *moe)
         f->failed = true;
         return;
     }
-    moe->w = PyArray_DATA(a);
+    moe->w = kept_copy(keep, a);
+    f->failed = !moe->w;
+    if (f->failed) return;
     for (int i = 0; score && i < OCT_ROUTER_SCORE_COUNT; i++)
         if (!strcmp(score, scores[i])) {
             moe->score = (oct_router_score)i;
@@ -127,6 +141,7 @@ read_op(PyObject *mapping, Py_ssize_t index, PyObject *keep, oct_op_desc *op)
     oct_fields f = oct_fields_open(mapping, "Program: ops", index, keep);
     int ignored = 0;
     read_kind(&f, &op->kind);
+    if (op->kind == OCT_OP_MOE) op->scale = 1.0f;
     oct_field_int(&f, "in", &op->in);
     oct_field_int(&f, "in2", &op->in2);
     oct_field_int(&f, "in3", &op->in3);
@@ -143,7 +158,7 @@ read_op(PyObject *mapping, Py_ssize_t index, PyObject *keep, oct_op_desc *op)
     oct_field_int(&f, "rope", &op->rope);
     oct_field_int(&f, "q_norm", &op->q_norm);
     oct_field_int(&f, "k_norm", &op->k_norm);
-    if (!f.failed && op->kind == OCT_OP_MOE) read_moe(&f, &op->moe);
+    if (!f.failed && op->kind == OCT_OP_MOE) read_moe(&f, keep, &op->moe);
     if (!f.failed && n_out != op->n_out) {
         PyErr_Format(PyExc_ValueError, "Program: ops[%zd].n_out is %d but out has %d entries",
                      index, n_out, op->n_out);
@@ -175,8 +190,8 @@ read_rope(PyObject *mapping, Py_ssize_t index, PyObject *keep, oct_rope_desc *ro
                      index, rope->dim, (Py_ssize_t)PyArray_SIZE(a));
         return false;
     }
-    rope->freq = PyArray_DATA(a);
-    return oct_fields_done(&f);
+    rope->freq = kept_copy(keep, a);
+    return rope->freq && oct_fields_done(&f);
 }
 
 static bool
@@ -308,8 +323,9 @@ PyDoc_STRVAR(program_doc,
 "Program(weights, *, widths, ops, ropes, act='a8x2', max_rows=512)\n--\n\n"
 "A model as a flat list of ops over float32 row buffers.\n\n"
 "ops are mappings with the fields of octavo.h's oct_op_desc (kind by name: 'embed', 'norm',\n"
-"'norm_linear', 'attend', 'linear_add', 'gated_mlp', 'head'); absent fields take -1 or 0; out, w\n"
-"and bias are an int or a sequence of at most 3. ropes are mappings {freq: float64 array, dim,\n"
+"'norm_linear', 'attend', 'linear_add', 'gated_mlp', 'moe', 'head'); absent fields take -1 or 0;\n"
+"out, w and bias are an int or a sequence of at most 3. A moe has those of oct_moe_desc too\n"
+"(matrices: int32 [experts, 3]; absent: score 'sigmoid', groups 1, scale 1). ropes are mappings {freq: float64 array, dim,\n"
 "mscale, half_split}. An unknown field is a ValueError.");
 PyDoc_STRVAR(close_doc,
 "close($self)\n--\n\nFree the program. BusyError while a step runs it.");

@@ -118,7 +118,8 @@ class Weights:
 class Program:
     """`ops` are mappings with the fields of octavo.h's oct_op_desc ("kind" by name: "embed" "norm"
     "norm_linear" "attend" "linear_add" "gated_mlp" "moe" "head"); absent fields take -1 or 0. A moe
-    has those of oct_moe_desc too (matrices: int32 [experts, 3]; score: "sigmoid" "softmax" "top").
+    has those of oct_moe_desc too (matrices: int32 [experts, 3]; score: "sigmoid" "softmax" "top";
+    absent: "sigmoid", groups 1, scale 1).
     `ropes` are mappings {freq: float64 array, dim, mscale, half_split}."""
 
     def __init__(

@@ -134,6 +134,84 @@ def test_every_kind_of_router(how):
     same(record, want[1])
 
 
+def mixture(model, fmts, experts, top, width_in, width_out, inner, rng, **how):
+    """An op over buffers 0 and `how["out"]`, whose experts take turns in `fmts`; matrices by id."""
+    def random(n, k):
+        return (rng.standard_normal((n, k)) / np.sqrt(k)).astype(np.float32)
+
+    shapes = [(inner, width_in), (inner, width_in), (width_out, inner)]
+    ids = [[tiny.matrix(model.weights, fmts[e % len(fmts)], random(*s)) for s in shapes]
+           for e in range(experts)]  # fmt: skip
+    router = tiny.matrix(model.weights, "f32", random(experts, width_in))
+    return {"kind": "moe", "w": [router], "matrices": np.array(ids, np.int32), "experts": experts,
+            "top": top, "renorm": True, "scale": 1.5} | how  # fmt: skip
+
+
+def apply(model, op, x, y, norm=None, logit_bias=None):
+    """What such an op does to rows x, added to y: expert by expert."""
+    isa, top, n = model.runtime.isa, op["top"], x
+    if norm is not None:
+        n = np.empty_like(x)
+        _probe.op_rmsnorm(isa, x, x.shape[1], 1, norm, 1e-5, n)
+    scores = model.weights.linear(op["w"][0], n, "a32")
+    scores = scores if logit_bias is None else scores + logit_bias
+    chosen, gates = np.empty((len(x), top), np.int32), np.empty((len(x), top), np.float32)
+    _probe.op_route(isa, scores, None, 0, 1, 1, False, True, 1.5, scores, chosen, gates)
+    total = np.zeros_like(y)
+    for e, (gate, up, down) in enumerate(op["matrices"].tolist()):
+        rows, slot = np.nonzero(chosen == e)
+        if len(rows):
+            g, u = model.linear(gate, n[rows]), model.linear(up, n[rows])
+            _probe.op_swiglu(isa, g, u, g)
+            places = np.arange(len(rows), dtype=np.int32)[:, None]
+            weight, part = gates[rows, slot][:, None].copy(), total[rows].copy()
+            _probe.op_combine(isa, model.linear(down, g), places, weight, 0, part)
+            total[rows] = part
+    return y + total
+
+
+@pytest.mark.parametrize("act", ["a32", "a8", "a8g32", "a8x2"])
+def test_several_mixtures_of_other_sizes_norms_and_formats(act):
+    """Experts in floats and in codes beside each other; in and out of other widths, one of them in
+    rows that lie apart (2,048); a norm, and a bias of the router's logits."""
+    model, rng = Model(_core.Runtime(2), act=act), np.random.default_rng(4)
+    norm = (1 + rng.standard_normal(HIDDEN) / 8).astype(np.float32)
+    bias = rng.standard_normal(9).astype(np.float32)
+    first = mixture(model, ["f32", "q4g32", "w8g32"], 9, 4, HIDDEN, 2048, 32, rng, out=[1, 2],
+                    norm=model.weights.vector(norm), eps=1e-5,
+                    bias=[model.weights.vector(bias), -1])  # fmt: skip
+    second = mixture(model, ["q4g32", "bf16"], 3, 2, 2048, HIDDEN, 64, rng, out=[0, 3])
+    ids = ids_of(40)
+    zeros = tiny.matrix(model.weights, "f32", np.zeros((2048, HIDDEN), np.float32))
+    zero = {"kind": "norm_linear", "in": 0, "out": [1], "w": [zeros]}
+    ops = [{"kind": "embed", "out": [0], "w": [model.embed]}, zero, first | {"in": 0},
+           second | {"in": 1}, {"kind": "head", "in": 0, "w": [model.head]}]  # fmt: skip
+    program = _core.Program(model.weights, widths=[HIDDEN, 2048, 9 + 8, 3 + 4], ops=ops, ropes=[],
+                            act=act, max_rows=64)  # fmt: skip
+    cache = model.cache()
+    step = _core.step(program, cache, [(cache.open(), ids.astype(np.int32), 0)],
+                      captures=[(2, 1), (3, 0)])  # fmt: skip
+    x = model.weights.rows(model.embed, ids.astype(np.int32))
+    wide = apply(model, first, x, np.zeros((40, 2048), np.float32), norm, bias)
+    same(step["captures"][0], wide)
+    same(step["captures"][1], apply(model, second, wide, x))
+
+
+def test_widths_that_no_group_divides():
+    """Float formats take any: 50 channels, 37 inside."""
+    model, rng = Model(_core.Runtime(2), act="a32"), np.random.default_rng(5)
+    embed = tiny.matrix(model.weights, "f32", rng.standard_normal((50, 50)))
+    op = mixture(model, ["f32", "bf16"], 5, 3, 50, 50, 37, rng, out=[0, 1])
+    ops = [{"kind": "embed", "out": [0], "w": [embed]}, op | {"in": 0},
+           {"kind": "head", "in": 0, "w": [embed]}]  # fmt: skip
+    program = _core.Program(model.weights, widths=[50, 5 + 6], ops=ops, ropes=[], act="a32",
+                            max_rows=64)  # fmt: skip
+    cache, ids = model.cache(), ids_of(33).astype(np.int32)
+    step = _core.step(program, cache, [(cache.open(), ids, 0)], captures=[(1, 0)])
+    x = model.weights.rows(embed, ids)
+    same(step["captures"][0], apply(model, op, x, x))
+
+
 def test_more_slots_than_a_pass_holds():
     """All of 1,300 rows choose expert 2 (more than a pass), and others in between."""
     model = Model(_core.Runtime(2), "q4g32", "a8", max_rows=1300)
@@ -213,10 +291,33 @@ def test_what_is_wrong_is_refused_at_the_door(changes, says):
     if says is None:
         model.open(**changes).close()
         return
+    want, before = model.run(ids_of(9))[0], live()
     with pytest.raises(ValueError, match=says):
         model.open(**changes)
+    assert live() == before
+    same(model.run(ids_of(9))[0], want)
+
+
+def test_the_record_has_a_width():
     with pytest.raises(ValueError, match="width of out"):
-        model.open(width=11)
+        Model(_core.Runtime(1)).open(width=11)
+
+
+def test_matrices_are_copied_before_strangers_code_runs():
+    model = Model(_core.Runtime(1))
+    table = np.array(model.op["matrices"])
+
+    class Ropes:
+        def __iter__(self):
+            table.resize((10**6, 3), refcheck=False)
+            table[...] = 10**6
+            return iter(())
+
+    ops = [{"kind": "embed", "out": [0], "w": [model.embed]}, model.op | {"matrices": table},
+           {"kind": "head", "in": 0, "w": [model.head]}]  # fmt: skip
+    model.program = _core.Program(model.weights, widths=[HIDDEN, 10], ops=ops, ropes=Ropes(),
+                                  act=model.act, max_rows=256)  # fmt: skip
+    same(model.run(ids_of(9))[0], model.expected(ids_of(9))[0])
 
 
 def test_the_router_is_never_held_in_codes():

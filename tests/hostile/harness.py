@@ -100,7 +100,8 @@ def _attempt(case):
     seconds, waited = time.process_time() - start, time.perf_counter() - begin
     wanted = ["accepted"] if case.legal else sorted(TYPED | set(case.also))
     row = {"name": case.name, "outcome": outcome, "text": text[:300], "wanted": wanted}
-    return row | {"seconds": seconds, "waited": waited, "grown": _peak() - before, "size": case.size}
+    row |= {"seconds": seconds, "waited": waited}
+    return row | {"grown": _peak() - before, "size": case.size}
 
 
 def main(group):

@@ -101,9 +101,9 @@ def case(r):
     }  # fmt: skip
 
 
-@pytest.mark.parametrize("isa", COLUMNS)
-def test_the_router_equals_a_plain_loop(isa):
-    need(isa)
+def test_the_router_equals_a_plain_loop():
+    """There is one column; the others take it from the table."""
+    isa = "scalar"
     r, seen = np.random.default_rng(0), 0
     for number in range(2500):
         logits, top, how = case(r)

@@ -1,5 +1,6 @@
 """Specs and programs of the families: numbers, names, permuted rows, and what is refused."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -273,5 +274,12 @@ def test_which_layers_of_qwen3_moe_have_experts(tmp_path):
     assert [op.kind for op in program.ops[4:13:4]] == ["moe", "gated_mlp", "moe"]
     weights = fixtures.random_weights(fixtures.QWEN3_MOE)
     assert spec.parameters == sum(w.size for w in weights.values())
+    for dense, step, listed in (((0, 2), 2, []), ((0, 2, 3), 2, [3])):
+        folder = tmp_path / f"{step}-{len(listed)}"
+        shape = replace(fixtures.QWEN3_MOE, layers=4, dense=dense)
+        fixtures.write_folder(folder, shape, decoder_sparse_step=step, mlp_only_layers=listed)
+        with open_checkpoint(folder) as checkpoint:
+            other, _ = model_of(checkpoint)
+        assert [n for n in range(4) if not other.is_moe(n)] == list(dense)
     moe = program.ops[4]
     assert moe.experts[7] == tuple(f"layers.0.moe.7.{p}" for p in ("gate", "up", "down"))

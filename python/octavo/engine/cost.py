@@ -1,8 +1,8 @@
 """What steps cost: time measured, bytes and operations counted, and the roofs they stand under.
 
 Bytes are stored bytes of weights and of the cache's pages, each once a step; operations are the
-useful ones, two per multiply-add. Both follow from shapes (csrc/core/cost.c), so they are the same
-on every machine; only seconds are measured.
+useful ones, two per multiply-add. Both follow from shapes and the experts chosen
+(csrc/core/cost.c), so they are the same on every machine; only seconds are measured.
 """
 
 from collections.abc import Mapping
@@ -153,8 +153,9 @@ class Profile:
     Attributes
     ----------
     kinds : dict of str to Cost
-        Kind of work: embed, norm (with the quantizing of rows), linear, gate (SwiGLU), store (RoPE,
-        rows into open pages), seal, attend, head, pick (what was asked of the logits).
+        Kind of work: embed, norm (with the quantizing of rows), linear, gate (SwiGLU), route and
+        expert (of mixtures), store (RoPE, rows into open pages), seal, attend, head, pick (what
+        was asked of the logits).
     whole : Phase
         All steps; what their time exceeds the kinds' sum by is spent around them.
     """

@@ -74,6 +74,7 @@ def from_hf(
     qk_norm: bool = False,
     moe: Mixture | None = None,
     names: Mapping[str, str] = HF_NAMES,
+    theta: float = 10000.0,
 ) -> ModelSpec:
     """Make the spec from a ``config.json``; further parameters as in `from_gguf`.
 
@@ -83,6 +84,8 @@ def from_hf(
         What the family read of its experts.
     names : Mapping
         Tensor names by role.
+    theta : float
+        Base of RoPE where the config has none.
     """
     hidden = config.integer("hidden_size")
     heads = config.integer("num_attention_heads")
@@ -106,7 +109,7 @@ def from_hf(
         vocab=vocabulary(tensors, names, config.source),
         context=config.integer("max_position_embeddings", most=1 << 40),
         eps=config.number("rms_norm_eps", 0.0, 1.0),
-        rope=rope_from_config(config, head_dim),
+        rope=rope_from_config(config, head_dim, theta),
         tied=tied,
         qk_norm=qk_norm,
         moe=moe,

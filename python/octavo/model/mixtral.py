@@ -23,4 +23,4 @@ def from_hf(config: Fields, tensors: Mapping[str, Any]) -> ModelSpec:
     """Make the spec from a ``config.json``."""
     config.refuse("sliding_window", (), "sliding-window attention")
     sizes = dense_config.mixture_sizes(config, "num_local_experts", "intermediate_size")
-    return dense_config.from_hf(config, tensors, moe=Mixture(*sizes), names=NAMES)
+    return dense_config.from_hf(config, tensors, moe=Mixture(*sizes), names=NAMES, theta=1e6)

@@ -42,15 +42,18 @@ def llama3_divisors(dim: int, theta: float, scaling: Fields) -> npt.NDArray[np.f
     return 1.0 / ((1.0 - s) / factor + s)
 
 
-def rope_from_config(config: Fields, dim: int) -> Rope:
-    """Return the `Rope` of a Hugging Face config (`rope_scaling`, or `rope_parameters`)."""
+def rope_from_config(config: Fields, dim: int, theta: float = 10000.0) -> Rope:
+    """Return the `Rope` of a Hugging Face config (`rope_scaling`, or `rope_parameters`).
+
+    `theta` is what the family's configs take where they have no ``rope_theta``.
+    """
     nested = config.get("rope_parameters") or config.get("rope_scaling") or {}
     if not isinstance(nested, dict):
         raise config.bad("rope_scaling", nested, "an object or null")
     scaling = Fields(nested, f"{config.source}: rope_scaling")
-    theta = scaling.number("rope_theta", *_THETA, default=None)
-    if theta is None:
-        theta = config.number("rope_theta", *_THETA, default=10000.0)
+    theta = scaling.number("rope_theta", *_THETA, default=None) or config.number(
+        "rope_theta", *_THETA, default=theta
+    )
     kind = scaling.text("rope_type", scaling.text("type", "default"))
     if kind == "default":
         return frequencies(dim, theta)

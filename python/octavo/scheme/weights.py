@@ -45,7 +45,7 @@ class WeightScheme:
         For symmetric 4-bit RTN: 7, or ``"ggml"`` (see `octavo.quant.rtn`).
     ignore : tuple of str
         Roles (with ``*``) that stay as the checkpoint stores them. By default ``embed`` and
-        ``head`` for grouped formats, nothing for float ones.
+        ``head`` for grouped formats, nothing for float ones. Routers always stay.
     """
 
     format: str = CHECKPOINT
