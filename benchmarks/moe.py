@@ -30,7 +30,6 @@ class Layer:
     """embed, one mixture of experts, and a head of one block."""
 
     def __init__(self, runtime: Any, args: Any, act: str, weights: Any = None) -> None:
-        self.runtime, self.width = runtime, args.hidden
         self.weights = weights or self.fill(runtime, args)
         experts, top = args.experts, args.top
         matrices = np.arange(3, 3 + 3 * experts, dtype=np.int32).reshape(-1, 3)

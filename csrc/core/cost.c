@@ -1,7 +1,7 @@
 /* cost.c: what a step has to read and to compute, counted from its shapes before it runs, and of
- * experts once they are chosen. Stored
- * bytes of weights and pages count once a step however often caches are asked for them; operations
- * are the useful ones, 2 per multiply-add, whatever form the kernels give them. */
+ * experts once they are chosen. Stored bytes of weights and pages count once a step however often
+ * caches are asked for them; operations are the useful ones, 2 per multiply-add, whatever form the
+ * kernels give them. */
 #include "csrc/core/step.h"
 
 typedef oct_step_state step;

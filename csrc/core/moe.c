@@ -33,7 +33,7 @@ static void *room(size_t rows, size_t width, size_t size, bool *good)
 oct_moe_scratch *oct_moe_open(const oct_moe_sizes *z, int max_rows)
 {
     oct_moe_scratch *m = oct_zalloc(OCT_TAG_SCRATCH, 1, sizeof *m);
-    bool good = m;
+    bool good = true;
     if (!m) return NULL;
     const size_t rows = (size_t)max_rows, top = (size_t)z->top, experts = (size_t)z->experts;
     /* Each pass looks at all slots when it combines, so there are not many. */
@@ -139,9 +139,9 @@ static void route(step *s)
         o->bias[0] < 0 ? NULL : s->p->vector[o->bias[0]].values, false,
     };
     oct_products_run(s->c->rt, &router, 1);
-    oct_step_loop(s, s->rows, route_rows);
+    oct_step_loop(s, s->rows, route_rows, s);
     ask_hook(s);
-    oct_step_loop(s, s->rows, record_rows);
+    oct_step_loop(s, s->rows, record_rows, s);
 }
 
 /* Puts slots in order of expert, then row: start[e], at[slot], row[place]. */
@@ -263,12 +263,6 @@ static int list_products(const pass *p, int which, oct_rows *view, oct_product *
     return count;
 }
 
-static void over(const pass *p, int n, oct_task_fn fn)
-{
-    const size_t tasks = (size_t)n, lanes = (size_t)p->s->c->rt->threads;
-    oct_parallel(p->s->c->rt->pool, tasks, tasks / (4 * lanes) + 1, fn, (void *)(uintptr_t)p);
-}
-
 static void set_rows(oct_moe_scratch *m, oct_act act, const float *x, int k)
 {
     m->rows.act = act;
@@ -289,14 +283,14 @@ static void run_pass(pass *p)
     const int gates = list_products(p, 0, m->view, m->product, m->gated, (size_t)inner);
     const int ups = list_products(p, 1, m->view + gates, m->product + gates, m->up, (size_t)inner);
     for (int i = 0; i < gates + ups; i++) p->floats |= m->view[i].act == OCT_A32;
-    over(p, p->n, gather);
+    oct_step_loop(s, p->n, gather, p);
     oct_products_list(rt, m->product, gates + ups, m->tiles);
     set_rows(m, s->p->act, m->gated, inner);
-    over(p, p->n, gate_and_quantize);
+    oct_step_loop(s, p->n, gate_and_quantize, p);
     /* The inputs are done with, so m->x takes the outputs. */
     const int downs = list_products(p, 2, m->view, m->product, m->x, (size_t)width);
     oct_products_list(rt, m->product, downs, m->tiles);
-    over(p, (int)s->rows, combine);
+    oct_step_loop(s, s->rows, combine, p);
 }
 
 /* The places of a pass that begins at `first`: whole experts, but for one too large. */
@@ -336,6 +330,6 @@ void oct_moe_run(step *s)
         run_pass(&p);
         if (oct_pool_cancelled(s->c->rt->pool)) return;
     }
-    oct_step_loop(s, s->rows, add_rows);
+    oct_step_loop(s, s->rows, add_rows, s);
     oct_step_lap(s, OCT_COST_EXPERT);
 }

@@ -24,11 +24,12 @@ void oct_step_lap(step *s, oct_cost_kind kind)
     s->mark = now;
 }
 
-void oct_step_loop(const step *s, int64_t rows, oct_task_fn fn)
+void oct_step_loop(const step *s, int64_t rows, oct_task_fn fn, const void *ctx)
 {
     const size_t n = (size_t)rows, lanes = (size_t)s->c->rt->threads;
     /* One row is microseconds: a barrier would cost more than it saves below a few rows a lane. */
-    oct_parallel(s->c->rt->pool, n, n < 2 * lanes ? n : n / (4 * lanes) + 1, fn, (void *)(uintptr_t)s);
+    oct_parallel(s->c->rt->pool, n, n < 2 * lanes ? n : n / (4 * lanes) + 1, fn,
+                 (void *)(uintptr_t)ctx);
 }
 
 static void embed(const step *s)
@@ -121,7 +122,7 @@ void oct_step_read_input(step *s)
 {
     const oct_op_desc *o = s->op;
     set_input(s, o->norm >= 0 ? s->p->normed : s->p->buffer[o->in], s->p->widths[o->in], s->rows);
-    oct_step_loop(s, s->rows, norm_and_quantize);
+    oct_step_loop(s, s->rows, norm_and_quantize, s);
     oct_step_lap(s, OCT_COST_NORM);
 }
 
@@ -141,7 +142,7 @@ static void linear_add(step *s)
 {
     const oct_op_desc *o = s->op;
     set_input(s, s->p->buffer[o->in], s->p->widths[o->in], s->rows);
-    oct_step_loop(s, s->rows, quantize_task);
+    oct_step_loop(s, s->rows, quantize_task, s);
     oct_step_lap(s, OCT_COST_NORM);
     oct_product list[] = {product(s, o->w[0], s->p->buffer[o->out[0]],
                                   (size_t)s->p->widths[o->out[0]], o->bias[0], true)};
@@ -170,7 +171,7 @@ static void gated_mlp(step *s)
     products(s, both, 2);
     oct_step_lap(s, OCT_COST_LINEAR);
     set_input(s, s->p->gate, inner, s->rows);
-    oct_step_loop(s, s->rows, swiglu_and_quantize);
+    oct_step_loop(s, s->rows, swiglu_and_quantize, s);
     oct_step_lap(s, OCT_COST_GATE);
     oct_product down[] = {product(s, o->w[2], s->p->buffer[o->out[0]],
                                   (size_t)s->p->widths[o->out[0]], -1, true)};
@@ -218,7 +219,7 @@ static void place_rows(void *ctx, size_t lo, size_t hi, int lane)
 static void attend(step *s)
 {
     const oct_op_desc *o = s->op;
-    oct_step_loop(s, s->rows, place_rows);
+    oct_step_loop(s, s->rows, place_rows, s);
     oct_step_lap(s, OCT_COST_STORE);
     oct_rows_seal(s->c, s->part, s->parts, o->layer);
     oct_step_lap(s, OCT_COST_SEAL);
@@ -298,7 +299,7 @@ static void head(step *s)
                    s->p->buffer[o->in] + (size_t)s->wanted_row[first + i] * width,
                    width * sizeof(float));
         set_input(s, s->p->normed, k, n);
-        oct_step_loop(s, n, quantize_task);
+        oct_step_loop(s, n, quantize_task, s);
         oct_step_lap(s, OCT_COST_NORM);
         oct_product list[] = {
             product(s, o->w[0], s->p->logits, (size_t)s->p->vocab, -1, false),
@@ -331,7 +332,7 @@ static void run_op(step *s)
         oct_step_lap(s, OCT_COST_EMBED);
         break;
     case OCT_OP_NORM:
-        oct_step_loop(s, s->rows, norm_rows);
+        oct_step_loop(s, s->rows, norm_rows, s);
         oct_step_lap(s, OCT_COST_NORM);
         break;
     case OCT_OP_NORM_LINEAR: norm_linear(s); break;

@@ -20,8 +20,8 @@ typedef struct {
 
 /* ops.c, for ops that have a file of their own. The work since the last lap was of this kind. */
 void oct_step_lap(oct_step_state *, oct_cost_kind);
-/* fn(step, lo, hi, lane) over rows, on the pool. */
-void oct_step_loop(const oct_step_state *, int64_t rows, oct_task_fn fn);
+/* fn(ctx, lo, hi, lane) over rows, on the pool. */
+void oct_step_loop(const oct_step_state *, int64_t rows, oct_task_fn fn, const void *ctx);
 /* p->rows becomes the op's input, normed if it says so and quantized. */
 void oct_step_read_input(oct_step_state *);
 

@@ -72,20 +72,23 @@ class Model:
         _probe.op_route(isa, scores, self.bias, SCORES[how["score"]], how.get("groups", 1),
                         how.get("groups_kept", 1), how.get("outside_zero", False), how["renorm"],
                         self.scale, scores, chosen, gates)  # fmt: skip
-        y = np.zeros_like(x)
-        for e in range(self.experts):
+        y = self.weighed(self.op["matrices"], x, chosen, gates, HIDDEN)
+        return x + y, np.concatenate([scores, chosen.astype(np.float32), gates], axis=1)
+
+    def weighed(self, matrices, x, chosen, gates, width):
+        """The weighted sum of each row's experts, one expert after the other."""
+        y = np.zeros((len(x), width), np.float32)
+        for e, (gate, up, down) in enumerate(matrices.tolist()):
             rows, slot = np.nonzero(chosen == e)
             if not len(rows):
                 continue
-            w = self.first + 3 * e
-            g, u = (self.linear(w + i, x[rows]) for i in (0, 1))
-            _probe.op_swiglu(isa, g, u, g)
-            out, part = self.linear(w + 2, g), np.ascontiguousarray(y[rows])
+            g, u = self.linear(gate, x[rows]), self.linear(up, x[rows])
+            _probe.op_swiglu(self.runtime.isa, g, u, g)
             places = np.arange(len(rows), dtype=np.int32)[:, None]
-            weight = np.ascontiguousarray(gates[rows, slot][:, None])
-            _probe.op_combine(isa, out, places, weight, 0, part)
+            weight, part = gates[rows, slot][:, None].copy(), y[rows].copy()
+            _probe.op_combine(self.runtime.isa, self.linear(down, g), places, weight, 0, part)
             y[rows] = part
-        return x + y, np.concatenate([scores, chosen.astype(np.float32), gates], axis=1)
+        return y
 
     def linear(self, w, x):
         floats = self.weights.info(w)["format"] in ("f32", "f16", "bf16")
@@ -157,17 +160,7 @@ def apply(model, op, x, y, norm=None, logit_bias=None):
     scores = scores if logit_bias is None else scores + logit_bias
     chosen, gates = np.empty((len(x), top), np.int32), np.empty((len(x), top), np.float32)
     _probe.op_route(isa, scores, None, 0, 1, 1, False, True, 1.5, scores, chosen, gates)
-    total = np.zeros_like(y)
-    for e, (gate, up, down) in enumerate(op["matrices"].tolist()):
-        rows, slot = np.nonzero(chosen == e)
-        if len(rows):
-            g, u = model.linear(gate, n[rows]), model.linear(up, n[rows])
-            _probe.op_swiglu(isa, g, u, g)
-            places = np.arange(len(rows), dtype=np.int32)[:, None]
-            weight, part = gates[rows, slot][:, None].copy(), total[rows].copy()
-            _probe.op_combine(isa, model.linear(down, g), places, weight, 0, part)
-            total[rows] = part
-    return y + total
+    return y + model.weighed(op["matrices"], n, chosen, gates, y.shape[1])
 
 
 @pytest.mark.parametrize("act", ["a32", "a8", "a8g32", "a8x2"])
