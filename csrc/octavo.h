@@ -119,7 +119,11 @@ oct_status oct_linear(oct_weights *, int id, const char *act, const float *x, in
 
 /* ---- Cache ----------------------------------------------------------------------------------- */
 typedef struct oct_cache oct_cache;
+/* latent: the layer keeps a latent (k) of one head, which is keys and values both, and a rotated key
+ * (v) beside it: a query [latent | rotated] scores with the two together and gathers latents. The
+ * rotated key is stored in the type of k's open rows: v_format and v_transform are not read. */
 typedef struct {
+    bool latent;
     int kv_heads, k_width, v_width;   /* of one head */
     const char *k_format, *v_format;  /* names of pages.def */
     const char *k_transform, *v_transform; /* NULL or "had", "had0"; ":B" forces the block */
@@ -189,7 +193,7 @@ typedef struct {
     uint64_t page, generation;
 } oct_page_info;
 
-typedef enum { OCT_SEGMENT_K, OCT_SEGMENT_V } oct_segment;
+typedef enum { OCT_SEGMENT_K, OCT_SEGMENT_V } oct_segment; /* of a latent layer: latent, rotated key */
 
 oct_status oct_page_at(oct_cache *, oct_seq, int layer, int64_t index, oct_segment,
                        oct_page_info *out);
@@ -216,10 +220,11 @@ typedef struct {
 } oct_rows_desc;
 /* [slow] Append k [layers][n][kv_heads][k_width] and v alike to every layer; layers of different
  * shapes follow each other without padding. With q [layers][n][heads][k_width], also attend
- * causally: out [layers][n][heads][v_width]. */
+ * causally: out [layers][n][heads][v_width]. In a latent layer q is k_width + v_width wide, out
+ * k_width. */
 oct_status oct_cache_append(oct_cache *, oct_seq, const oct_rows_desc *);
 /* [slow] n queries q [n][heads][k_width] that stand just after the last token of the sequence attend
- * in one layer: out [n][heads][v_width]. k and v are not read. */
+ * in one layer: out [n][heads][v_width], widths as above. k and v are not read. */
 oct_status oct_cache_attend(oct_cache *, oct_seq, int layer, const oct_rows_desc *);
 
 /* ---- Program: a flat list of semantic ops over float32 row buffers ---------------------------- */
@@ -227,7 +232,10 @@ typedef enum {
     OCT_OP_EMBED,       /* out[0] = rows of matrix w[0] * scale */
     OCT_OP_NORM,        /* out[0] = rmsnorm(in, norm, eps) */
     OCT_OP_NORM_LINEAR, /* out[i] = w[i] rmsnorm(in) + bias[i], i < n_out; norm -1: no norm */
-    OCT_OP_ATTEND,      /* out[0] = attention of layer over q = in, k = in2, v = in3 */
+    OCT_OP_ATTEND,      /* out[0] = attention of layer over q = in, k = in2, v = in3. in3 -1: a latent
+                         * layer, in2 = [latent | rotated key], in = heads of the same; k_norm is of
+                         * the latent, rope of the rest */
+    OCT_OP_HEAD_LINEAR, /* head h of out[0] = [matrices[h] x | y], head h of in = [x | y] */
     OCT_OP_LINEAR_ADD,  /* out[0] += w[0] in + bias[0] */
     OCT_OP_GATED_MLP,   /* out[0] += w[2] (silu(w[0] n) * w[1] n), n = rmsnorm(in) */
     OCT_OP_MOE,         /* out[0] += a mixture of experts of rmsnorm(in): see oct_moe_desc */
@@ -249,7 +257,6 @@ typedef enum {
  * chosen (as floats), then their gates. */
 typedef struct {
     int experts, top;
-    const int *w; /* [experts][3] matrices: gate, up, down */
     int groups, groups_kept; /* 1, 1: none */
     bool outside_zero, renorm;
     oct_router_score score;
@@ -260,6 +267,7 @@ typedef struct {
     int in, in2, in3;        /* buffers; -1: none */
     int out[3], n_out;
     int w[3], bias[3];       /* matrices and vectors; -1: none */
+    const int *matrices;     /* MOE: [experts][3] gate, up, down; HEAD_LINEAR: [heads] */
     int norm;                /* vector; -1: none */
     float eps, scale;
     int layer, heads, rope;  /* ATTEND; rope: index into ropes, -1: none */

@@ -232,6 +232,17 @@ typedef struct {
     float *out;
 } oct_decode_args;
 
+/* Rewrite a block of role K in the order of role V, the same codes, scales and zeros: what a page that
+ * is both keys and values (the latent of MLA) is stored as once. Whole units of 16 tokens below
+ * `tokens` of f32, f16 and bf16 blocks, whose new units lie side by side; all of the others. */
+typedef struct {
+    const oct_page_kernels *self; /* this format's row: the default slot uses its layout */
+    const void *block;
+    size_t unit_stride; /* of block */
+    int d, tokens;
+    void *out; /* 64-byte aligned, as large as a block */
+} oct_turn_args;
+
 /* Memory that the caller reads next: a kernel may ask for its lines while it computes, and need not.
  * at == end: nothing. */
 typedef struct {
@@ -275,6 +286,7 @@ typedef struct {
 typedef oct_kstatus (*oct_layout_fn)(int d, oct_role role, oct_page_layout *out);
 typedef oct_kstatus (*oct_seal_fn)(const oct_seal_args *);
 typedef oct_kstatus (*oct_decode_fn)(const oct_decode_args *);
+typedef oct_kstatus (*oct_turn_fn)(const oct_turn_args *);
 typedef oct_kstatus (*oct_scores_fn)(const oct_scores_args *, void *lane);
 typedef oct_kstatus (*oct_mix_fn)(const oct_mix_args *, void *lane);
 
@@ -282,6 +294,7 @@ struct oct_page_kernels {
     oct_layout_fn layout; /* nonzero if the format cannot hold this d */
     oct_seal_fn seal;
     oct_decode_fn decode;
+    oct_turn_fn turn; /* NULL means: by the layouts of both roles (select.c fills it in) */
     /* Per form; NULL in F32 means decode + the op's float kernel (select.c fills it in); NULL in
      * Q8 or Q8X2 means that the format has no such form. */
     oct_scores_fn scores[OCT_FORM_COUNT];
@@ -309,12 +322,12 @@ typedef struct {
     int *bad; /* [m] set to 1 for a non-finite row, else 0; may be NULL */
 } oct_quantize_args;
 
-/* Rotates pairs of each head in place. cs: [m][d/2] pairs (cos, sin) interleaved as float[2], so
- * [m][d]. half_split: pair i is (x[i], x[i + d/2]); else (x[2i], x[2i+1]).
+/* Rotates pairs of each head in place; heads lie ldh apart. cs: [m][d/2] pairs (cos, sin) interleaved
+ * as float[2], so [m][d]. half_split: pair i is (x[i], x[i + d/2]); else (x[2i], x[2i+1]).
  * a' = fma(a, cos, -(b * sin)), b' = fma(b, cos, a * sin). */
 typedef struct {
-    float *x; /* [m][ldx], heads * d used */
-    size_t ldx;
+    float *x; /* [m][ldx] */
+    size_t ldx, ldh;
     int heads, d;
     bool half_split;
     const float *cs;
@@ -587,7 +600,7 @@ typedef struct {
     oct_op_kernels op;
     unsigned char linear_isa[OCT_WEIGHT_COUNT][OCT_ACT_COUNT];
     unsigned char scores_isa[OCT_PAGE_COUNT][OCT_FORM_COUNT], mix_isa[OCT_PAGE_COUNT][OCT_FORM_COUNT];
-    unsigned char seal_isa[OCT_PAGE_COUNT], decode_isa[OCT_PAGE_COUNT];
+    unsigned char seal_isa[OCT_PAGE_COUNT], decode_isa[OCT_PAGE_COUNT], turn_isa[OCT_PAGE_COUNT];
     unsigned char op_isa[64];
 } oct_kernels;
 

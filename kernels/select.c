@@ -90,17 +90,19 @@ static void overlay_page(oct_kernels *k, int id, const oct_page_kernels *from, o
     (void)ignored;
     TAKE(seal, k->seal_isa[id])
     TAKE(decode, k->decode_isa[id])
+    TAKE(turn, k->turn_isa[id])
     for (int f = 0; f < OCT_FORM_COUNT; f++) {
         TAKE(scores[f], k->scores_isa[id][f])
         TAKE(mix[f], k->mix_isa[id][f])
     }
 }
 
-/* The F32 slots that no column of the format fills: decode, then the float op. Decoding is most of
+/* Turn, and the F32 slots, that no column of the format fills: decode, then the float op. Decoding is most of
  * their time, so they are reported as its column. */
 static void default_page_slots(oct_kernels *k)
 {
     for (int id = 0; id < OCT_PAGE_COUNT; id++) {
+        if (!k->page[id].turn) k->page[id].turn = oct_page_generic_turn;
         if (!k->page[id].scores[OCT_FORM_F32]) {
             k->page[id].scores[OCT_FORM_F32] = oct_page_generic_scores;
             k->scores_isa[id][OCT_FORM_F32] = k->decode_isa[id];

@@ -5,11 +5,12 @@ of float32 arithmetic: at most 2e-4 nats on the log-probability of any id, and t
 every position.
 """
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
 import pytest
-from oracle import fixtures
+from oracle import fixtures, latent
 from oracle.forward import Forward, from_folder, from_gguf
 
 import octavo
@@ -79,6 +80,42 @@ def test_k_quants_are_decoded(tmp_path, quant):
 def test_safetensors_folder(tmp_path, shape, dtype):
     fixtures.write_folder(tmp_path, shape, dtype=dtype, shards=2)
     check(tmp_path, from_folder(tmp_path), tiny_ids())
+
+
+@pytest.mark.core
+@pytest.mark.parametrize("nested", [False, True], ids=["text", "nested"])
+@pytest.mark.parametrize("dtype", ["F32", "BF16"])
+@pytest.mark.parametrize("shape", [latent.DSV3, latent.KIMI], ids=["dsv3", "kimi"])
+def test_absorbed_latent_attention_is_the_plain_form(tmp_path, shape, dtype, nested):
+    latent.write_folder(tmp_path, shape, dtype=dtype, nested=nested)
+    check(tmp_path, latent.from_folder(tmp_path), tiny_ids())
+
+
+@pytest.mark.core
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"q_rank": None},
+        {"yarn": None},
+        {"shared": 0},
+        {"shared": 2, "dense": 0},
+        {"heads": 1, "nope": 16, "v": 16},
+        {"heads": 5, "rank": 96, "rope": 32},
+        {"dense": 3},
+    ],
+    ids=str,
+)
+def test_other_shapes_of_latent_attention(tmp_path, change):
+    shape = dataclasses.replace(latent.DSV3, **change)
+    latent.write_folder(tmp_path, shape)
+    check(tmp_path, latent.from_folder(tmp_path), tiny_ids(150))
+
+
+@pytest.mark.core
+@pytest.mark.parametrize("eps", [1e-6, 1e-2])
+def test_the_norms_of_latents_have_an_eps_of_their_own(tmp_path, eps):
+    latent.write_folder(tmp_path, latent.KIMI, latent_norm_eps=eps)
+    check(tmp_path, latent.from_folder(tmp_path), tiny_ids(100))
 
 
 @pytest.mark.core

@@ -48,8 +48,9 @@ static void append_layers(oct_cache *c, oct_part_of_step *part, const oct_rows_d
     for (int i = 0; i < c->layers && !oct_pool_cancelled(c->rt->pool); i++) {
         const oct_layer *l = &c->layer[i];
         const size_t n = (size_t)d->n, heads = (size_t)d->heads;
-        const size_t dk = (size_t)l->side[0].width, dv = (size_t)l->side[1].width;
-        const size_t kn = n * (size_t)l->kv_heads * dk, vn = n * (size_t)l->kv_heads * dv;
+        const size_t dq = (size_t)l->q_width, dv = (size_t)l->v_width;
+        const size_t kn = n * (size_t)l->kv_heads * (size_t)l->side[0].width;
+        const size_t vn = n * (size_t)l->kv_heads * (size_t)l->side[1].width;
         job->layer = i;
         job->row[0] = rows_to_store(job, OCT_SEGMENT_K, k, kn);
         job->row[1] = rows_to_store(job, OCT_SEGMENT_V, v, vn);
@@ -60,11 +61,11 @@ static void append_layers(oct_cache *c, oct_part_of_step *part, const oct_rows_d
         if (!q) continue;
         const oct_attend_args args = {
             .cache = c, .part = part, .parts = 1, .layer = i, .heads = d->heads, .scale = d->scale,
-            .q = q, .ldq = heads * dk, .out = out, .ldo = heads * dv, .rows = d->n,
+            .q = q, .ldq = heads * dq, .out = out, .ldo = heads * dv, .rows = d->n,
             .scratch = scratch,
         };
         oct_attend_run(&args);
-        q += n * heads * dk;
+        q += n * heads * dq;
         out += n * heads * dv;
     }
 }
@@ -145,8 +146,8 @@ static oct_status attend_taken(oct_cache *c, oct_seq seq, int layer, const oct_r
         const size_t heads = (size_t)d->heads;
         const oct_attend_args args = {
             .cache = c, .part = &part, .parts = 1, .layer = layer, .heads = d->heads,
-            .scale = d->scale, .after = true, .q = d->q, .ldq = heads * (size_t)l->side[0].width,
-            .out = d->out, .ldo = heads * (size_t)l->side[1].width, .rows = d->n,
+            .scale = d->scale, .after = true, .q = d->q, .ldq = heads * (size_t)l->q_width,
+            .out = d->out, .ldo = heads * (size_t)l->v_width, .rows = d->n,
             .scratch = scratch,
         };
         bool whole = oct_pool_enter(c->rt->pool, d->poll);

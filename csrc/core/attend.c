@@ -44,7 +44,7 @@ static void prepare_split(void *ctx, size_t lo, size_t hi, int lane)
 static partial split_at(const walk *w, int span)
 {
     const job *j = w->j;
-    const size_t d = (size_t)j->l->side[OCT_SEGMENT_V].width, q = (size_t)w->queries;
+    const size_t d = (size_t)j->l->v_width, q = (size_t)w->queries;
     float *base = j->a->scratch->split + oct_walk_vector(w) * (d + 2) * (size_t)j->spans +
                   q * (d + 2) * (size_t)span;
     return (partial){base, base + q * d, base + q * (d + 1)};
@@ -97,9 +97,9 @@ static void fold_split(void *ctx, size_t lo, size_t hi, int lane)
 
 /* ---- the driver ------------------------------------------------------------------------------ */
 
-static int blocks_ahead(const oct_side *s)
+static int blocks_ahead(size_t block_bytes)
 {
-    const size_t far = AHEAD_BYTES / s->block_bytes;
+    const size_t far = AHEAD_BYTES / block_bytes;
     return far < 1 ? 1 : far > 2 * CHUNK_PAGES ? 2 * CHUNK_PAGES : (int)far;
 }
 
@@ -138,7 +138,7 @@ static bool worth_splitting(const job *j, oct_attend_cut cut)
 {
     const oct_attend_args *a = j->a;
     const oct_attend_scratch *s = a->scratch;
-    const size_t d = (size_t)j->l->side[OCT_SEGMENT_V].width;
+    const size_t d = (size_t)j->l->v_width;
     const size_t vectors = (size_t)a->rows * (size_t)a->heads;
     return cut.chunks > 1 && vectors <= s->vectors &&
            vectors * (d + 2) * (size_t)cut.spans <= s->split_floats &&
@@ -151,7 +151,8 @@ void oct_attend_run(const oct_attend_args *a)
     const oct_layer *l = &a->cache->layer[a->layer];
     const int threads = a->cache->rt->threads;
     job j = {.a = a, .l = l, .group = a->heads / l->kv_heads,
-             .far = {blocks_ahead(&l->side[0]), blocks_ahead(&l->side[1])}};
+             .far = {blocks_ahead(l->latent ? l->head_bytes : l->side[0].block_bytes),
+                     blocks_ahead(l->side[1].block_bytes)}};
     j.blocks = make_blocks(&j);
     const size_t units = (size_t)j.blocks * (size_t)l->kv_heads;
     const oct_attend_cut cut = oct_attend_cut_of(longest(a), threads);

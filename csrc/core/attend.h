@@ -30,12 +30,15 @@ typedef struct {
     float *q;       /* [queries][width] of the block that is walked */
     oct_rows codes; /* of q */
     float *s;       /* [queries][CHUNK] */
+    float *rotated; /* [queries][P] scores of a page's rotated keys; with `turned`, of latent layers */
+    char *turned;   /* a latent's block as values */
     oct_partial chunk, level[LEVELS];
     int *visible;
 } oct_attend_lane;
 
 struct oct_attend_scratch {
-    int width, queries, lanes; /* capacities, as the next */
+    int width, queries, lanes; /* capacities, as the next two */
+    size_t turned_bytes;
     int64_t rows;
     oct_attend_block *blocks; /* [rows] */
     oct_attend_lane *lane;
@@ -79,8 +82,9 @@ typedef struct {
     const oct_attend_block *b;
     oct_attend_lane *buf;
     void *kernel_lane;
-    float *q;       /* [queries][width], and their codes */
+    float *q;       /* [queries][width of K], and their codes */
     oct_rows codes;
+    oct_rows rotated; /* what meets the rotated keys of a latent layer */
     oct_partial chunk, level[LEVELS];
     bool held[LEVELS]; /* whether anything was folded into a level yet */
     bool all_visible;  /* buf->visible says that every query sees the whole page */

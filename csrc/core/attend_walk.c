@@ -16,19 +16,30 @@ static oct_act act_of(oct_form form)
     return form == OCT_FORM_Q8 ? OCT_A8 : form == OCT_FORM_Q8X2 ? OCT_A8X2 : OCT_A32;
 }
 
+static void scaled(float *to, const float *from, int n, float scale)
+{
+    for (int i = 0; i < n; i++) to[i] = from[i] * scale;
+}
+
 /* Query vectors of the block: scaled, transformed, quantized as the sealed keys want them. */
 void oct_walk_prepare(walk *w)
 {
     const oct_attend_args *a = w->j->a;
-    const oct_side *k = &w->j->l->side[OCT_SEGMENT_K];
+    const oct_layer *l = w->j->l;
+    const oct_side *k = &l->side[OCT_SEGMENT_K];
     const oct_op_kernels *op = &a->cache->rt->kernels.op;
-    const size_t n = (size_t)w->j->group * (size_t)k->width;
-    float *to = w->q;
+    const int group = w->j->group, rest = l->q_width - k->width;
+    const size_t n = (size_t)group * (size_t)k->width;
+    float *to = w->q, *rotated = (float *)(uintptr_t)w->rotated.x;
     for (int r = 0; r < w->b->rows; r++, to += n) {
-        const float *from = a->q + (size_t)(w->b->row + r) * a->ldq + (size_t)w->head * n;
-        for (size_t i = 0; i < n; i++) to[i] = from[i] * a->scale;
+        const float *from = a->q + (size_t)(w->b->row + r) * a->ldq +
+                            (size_t)(w->head * group) * (size_t)l->q_width;
+        for (int g = 0; g < group; g++, from += l->q_width) {
+            scaled(to + g * k->width, from, k->width, a->scale);
+            if (rest) scaled(rotated, from + k->width, rest, a->scale), rotated += rest;
+        }
         if (!k->transform.on) continue;
-        const oct_hadamard_args had = {to, n, w->j->group, k->width, k->transform.block,
+        const oct_hadamard_args had = {to, n, group, k->width, k->transform.block,
                                        k->transform.signs, false, to, n};
         op->hadamard(&had, 0, 1);
     }
@@ -42,8 +53,9 @@ size_t oct_walk_vector(const walk *w)
     return ((size_t)w->head * (size_t)w->j->a->rows + (size_t)w->b->row) * (size_t)w->j->group;
 }
 
-/* The walk's queries and codes: from vector `at` of a lane's own, or of all. */
-static void place_queries(walk *w, float *q, const oct_rows *codes, size_t at)
+/* The walk's queries and codes: from vector `at` of a lane's own, or of all, `count` in memory. The
+ * parts that meet rotated keys lie behind all the others. */
+static void place_queries(walk *w, float *q, const oct_rows *codes, size_t at, size_t count)
 {
     const oct_side *k = &w->j->l->side[OCT_SEGMENT_K];
     const int kp = (k->width + OCT_GROUP - 1) / OCT_GROUP * OCT_GROUP;
@@ -53,6 +65,11 @@ static void place_queries(walk *w, float *q, const oct_rows *codes, size_t at)
         .act = act_of(k->form), .m = w->queries, .k = k->width, .kp = kp, .x = w->q,
         .ldx = (size_t)k->width, .hi = codes->hi + first, .lo = codes->lo + first,
         .scale = codes->scale + at, .sum = codes->sum + first / OCT_GROUP,
+    };
+    const int rest = w->j->l->q_width - k->width;
+    w->rotated = (oct_rows){
+        .act = OCT_A32, .m = w->queries, .k = rest,
+        .x = q + count * (size_t)k->width + at * (size_t)rest, .ldx = (size_t)rest,
     };
 }
 
@@ -76,8 +93,10 @@ walk oct_walk_start(const job *j, size_t unit, int lane)
         .tokens = oct_visible_of(a, p, b->row + b->rows - 1),
     };
     memcpy(w.level, buf->level, sizeof w.level);
-    if (j->spans) place_queries(&w, a->scratch->q, &a->scratch->codes, oct_walk_vector(&w));
-    else place_queries(&w, buf->q, &buf->codes, 0);
+    if (j->spans)
+        place_queries(&w, a->scratch->q, &a->scratch->codes, oct_walk_vector(&w),
+                      (size_t)a->rows * (size_t)a->heads);
+    else place_queries(&w, buf->q, &buf->codes, 0, (size_t)a->scratch->queries);
     return w;
 }
 
@@ -124,12 +143,23 @@ static void fill_visible(walk *w, int64_t page)
     }
 }
 
+/* The same of a latent layer: a page is one piece, read once, while its scores are computed. */
+static oct_ahead latent_ahead_of(const walk *w, int64_t page)
+{
+    page += w->j->far[OCT_SEGMENT_K];
+    if (page >= (w->tokens + P - 1) / P || !is_sealed(w, page)) return (oct_ahead){0};
+    const char *next = oct_sealed_block(w->j->a->cache, w->j->a->layer,
+                                        w->part->seq->table[page].page, 0, OCT_SEGMENT_K);
+    return (oct_ahead){next, next + w->j->l->head_bytes};
+}
+
 /* What the walk reads after block `at` of a chunk: its K blocks, its V blocks, then those of the
  * next head or chunk. Small blocks look further, so that what is asked for has the time to come. */
 static oct_ahead ahead_of(const walk *w, int64_t first, int pages, int at)
 {
     const oct_side *sides = w->j->l->side;
     int head = w->head;
+    if (w->j->l->latent) return at < pages ? latent_ahead_of(w, first + at) : (oct_ahead){0};
     at += w->j->far[at < pages ? OCT_SEGMENT_K : OCT_SEGMENT_V];
     if (at >= 2 * pages) {
         at -= 2 * pages;
@@ -145,13 +175,48 @@ static oct_ahead ahead_of(const walk *w, int64_t first, int pages, int at)
     return (oct_ahead){next, next + sides[side].block_bytes};
 }
 
+/* Adds what a page's rotated keys score to what its latents did. */
+static void add_rotated(walk *w, int64_t page, float *s)
+{
+    const oct_kernels *k = &w->j->a->cache->rt->kernels;
+    oct_page_id format;
+    oct_form form;
+    const void *keys = read_page(w, page, OCT_SEGMENT_V, &format, &form);
+    const oct_scores_args scores = {
+        &k->page[format], &k->op, keys, unit_stride(w, page, OCT_SEGMENT_V), w->rotated.k,
+        w->queries, form, &w->rotated, w->buf->visible, w->buf->rotated, P, {0},
+    };
+    k->page[format].scores[form](&scores, w->kernel_lane);
+    for (int i = 0; i < w->queries; i++, s += CHUNK)
+        for (int t = 0; t < P; t++) s[t] += w->buf->rotated[i * P + t];
+}
+
+/* A page as values: V as it lies; a latent's block turned, in the lane. */
+static const void *read_values(const walk *w, int64_t page, oct_page_id *format, oct_form *form,
+                               size_t *stride)
+{
+    const oct_side *v = oct_values_of(w->j->l);
+    const int side = w->j->l->latent ? OCT_SEGMENT_K : OCT_SEGMENT_V;
+    const void *stored = read_page(w, page, side, format, form);
+    *stride = unit_stride(w, page, side);
+    if (!w->j->l->latent) return stored;
+    const int64_t left = w->tokens - page * P;
+    const oct_page_kernels *k = &w->j->a->cache->rt->kernels.page[*format];
+    const oct_turn_args turn = {
+        k, stored, *stride, v->width, left < P ? (int)left : P, w->buf->turned,
+    };
+    k->turn(&turn);
+    *stride = v->unit_bytes;
+    return w->buf->turned;
+}
+
 /* (o, m, l) of one chunk into `out`. */
 void oct_walk_chunk(walk *w, int chunk, const partial *out)
 {
     const oct_kernels *k = &w->j->a->cache->rt->kernels;
     const int64_t first = (int64_t)chunk * CHUNK_PAGES, end = (w->tokens + P - 1) / P;
     const int pages = (int)(end - first < CHUNK_PAGES ? end - first : CHUNK_PAGES);
-    const oct_side *ks = &w->j->l->side[OCT_SEGMENT_K], *vs = &w->j->l->side[OCT_SEGMENT_V];
+    const oct_side *ks = &w->j->l->side[OCT_SEGMENT_K], *vs = oct_values_of(w->j->l);
     oct_page_id format;
     oct_form form;
     for (int i = 0; i < pages; i++) {
@@ -163,6 +228,7 @@ void oct_walk_chunk(walk *w, int chunk, const partial *out)
             ahead_of(w, first, pages, i),
         };
         k->page[format].scores[form](&scores, w->kernel_lane);
+        if (w->j->l->latent) add_rotated(w, first + i, w->buf->s + i * P);
     }
     oct_ahead first_half = ahead_of(w, first, pages, pages), second_half = first_half;
     first_half.end -= (first_half.end - first_half.at) / 2;
@@ -171,10 +237,11 @@ void oct_walk_chunk(walk *w, int chunk, const partial *out)
     k->op.softmax(&softmax, 0, (size_t)w->queries);
     memset(out->o, 0, (size_t)w->queries * (size_t)vs->width * sizeof *out->o);
     for (int i = 0; i < pages; i++) {
-        const void *values = read_page(w, first + i, OCT_SEGMENT_V, &format, &form);
+        size_t stride;
+        const void *values = read_values(w, first + i, &format, &form, &stride);
         fill_visible(w, first + i);
         const oct_mix_args mix = {
-            &k->page[format], &k->op, values, unit_stride(w, first + i, OCT_SEGMENT_V), vs->width,
+            &k->page[format], &k->op, values, stride, vs->width,
             w->queries, form, w->buf->visible, w->buf->s + i * P, CHUNK, out->o, (size_t)vs->width,
             i ? ahead_of(w, first, pages, pages + i) : second_half,
         };
@@ -186,7 +253,7 @@ void oct_walk_chunk(walk *w, int chunk, const partial *out)
 
 void oct_walk_fold(walk *w, int level, partial *from)
 {
-    const size_t d = (size_t)w->j->l->side[OCT_SEGMENT_V].width;
+    const size_t d = (size_t)w->j->l->v_width;
     partial *to = &w->level[level];
     if (w->held[level]) {
         const oct_merge_args args = {to->o, to->m, to->l, d, from->o, from->m, from->l, d, (int)d};
@@ -218,7 +285,7 @@ void oct_walk_fold_upto(walk *w, int end, int level, partial *p)
 static void put_row(const walk *w, int row, const partial *total)
 {
     const oct_attend_args *a = w->j->a;
-    const oct_side *v = &w->j->l->side[OCT_SEGMENT_V];
+    const oct_side *v = oct_values_of(w->j->l);
     const int group = w->j->group, d = v->width;
     const size_t n = (size_t)group * (size_t)d;
     float *out = a->out + (size_t)(w->b->row + row) * a->ldo + (size_t)w->head * n;

@@ -47,8 +47,9 @@ static oct_status read_transform(const char *name, int width, oct_transform *out
     return OCT_OK;
 }
 
-static oct_status read_side(const oct_runtime *rt, int i, char which, const char *format, int width,
-                            const char *transform, const char *form, oct_side *s)
+static oct_status read_side(const oct_runtime *rt, int i, char which, oct_role role,
+                            const char *format, int width, const char *transform, const char *form,
+                            oct_side *s)
 {
     const int id = oct_page_by_name(format);
     oct_page_layout layout;
@@ -57,11 +58,12 @@ static oct_status read_side(const oct_runtime *rt, int i, char which, const char
                         format ? format : "");
     const oct_page_kernels *k = &rt->kernels.page[id];
     if (width < 1 || width > OCT_MAX_HEAD_DIM ||
-        k->layout(width, which == 'k' ? OCT_ROLE_K : OCT_ROLE_V, &layout))
+        k->layout(width, role, &layout))
         return oct_fail(OCT_E_VALUE, "cache: layer %d: %c_width is %d; page format '%s' takes "
                         "multiples of 16 up to %d that its group divides", i, which, width, format,
                         OCT_MAX_HEAD_DIM);
-    *s = (oct_side){.format = (oct_page_id)id, .width = width, .block_bytes = layout.bytes};
+    *s = (oct_side){.role = role, .format = (oct_page_id)id, .width = width,
+                    .block_bytes = layout.bytes};
     s->open_type = oct_page_traits_of[id].rows;
     s->open_format = s->open_type == OCT_F32   ? OCT_PAGE_f32
                      : s->open_type == OCT_F16 ? OCT_PAGE_f16
@@ -84,12 +86,23 @@ static oct_status read_layer(const oct_runtime *rt, int i, const oct_layer_desc 
     if (d->kv_heads < 1 || d->kv_heads > MAX_HEADS)
         return oct_fail(OCT_E_VALUE, "cache: layer %d: kv_heads is %d, legal are 1 to %d", i,
                         d->kv_heads, MAX_HEADS);
+    if (d->latent && d->kv_heads != 1)
+        return oct_fail(OCT_E_VALUE, "cache: layer %d: kv_heads is %d, a latent layer has 1", i,
+                        d->kv_heads);
     oct_side *k = &l->side[OCT_SEGMENT_K], *v = &l->side[OCT_SEGMENT_V];
+    l->latent = d->latent;
     l->kv_heads = d->kv_heads;
-    oct_status status = read_side(rt, i, 'k', d->k_format, d->k_width, d->k_transform, d->form, k);
-    if (!status)
-        status = read_side(rt, i, 'v', d->v_format, d->v_width, d->v_transform, d->form, v);
+    oct_status status = read_side(rt, i, 'k', OCT_ROLE_K, d->k_format, d->k_width, d->k_transform,
+                                  d->form, k);
+    if (!status && d->latent)
+        status = read_side(rt, i, 'v', OCT_ROLE_K, oct_page_traits_of[k->open_format].name,
+                           d->v_width, NULL, NULL, v);
+    else if (!status)
+        status = read_side(rt, i, 'v', OCT_ROLE_V, d->v_format, d->v_width, d->v_transform, d->form,
+                           v);
     if (status) return status;
+    l->q_width = d->latent ? k->width + v->width : k->width;
+    l->v_width = d->latent ? k->width : v->width;
     v->block_offset = k->block_bytes;
     v->unit_offset = k->unit_bytes;
     l->head_bytes = k->block_bytes + v->block_bytes;

@@ -6,6 +6,9 @@
  *   layer[l].base   +--------------- region of page p --------------+
  *                   | head 0: K block | V block | head 1: K | V ... |   stride = region bytes
  *
+ * A latent layer (MLA) has one head, whose K is the latent and whose V the rotated key; both are read
+ * as keys, and the latent is turned into values as it is read.
+ *
  * Open slots: the rows of a page that is not sealed (or is kept beside, for sinks and recent pages),
  * in the rows' own type, four units of 16 tokens that are committed one by one:
  *
@@ -33,6 +36,7 @@ typedef struct {
 
 /* One side (K or V) of one layer. */
 typedef struct {
+    oct_role role; /* how its blocks lie */
     oct_page_id format;
     oct_page_id open_format; /* f32, f16 or bf16: the kernel that reads open units */
     oct_dtype open_type;
@@ -44,7 +48,8 @@ typedef struct {
 } oct_side;
 
 typedef struct {
-    int kv_heads;
+    bool latent;
+    int kv_heads, q_width, v_width; /* widths of a query and of what it gathers */
     oct_side side[2]; /* OCT_SEGMENT_K, OCT_SEGMENT_V */
     size_t head_bytes, head_unit_bytes;
     char *base;
@@ -134,6 +139,12 @@ struct oct_cache {
 static inline uint32_t oct_views_of(const oct_cache *c, int32_t page)
 {
     return atomic_load(&c->pins[page]) & ~OCT_PIN_EDIT;
+}
+
+/* The side that attention gathers from. */
+static inline const oct_side *oct_values_of(const oct_layer *l)
+{
+    return &l->side[l->latent ? OCT_SEGMENT_K : OCT_SEGMENT_V];
 }
 
 /* ---- cache.c --------------------------------------------------------------------------------- */

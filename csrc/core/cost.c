@@ -50,7 +50,8 @@ static void add_attend(const step *s, const oct_op_desc *o, const sight *seen, o
     to->bytes += (double)l->kv_heads * (seen->sealed_pages * (double)l->head_bytes +
                                         seen->open_units * (double)l->head_unit_bytes);
     for (int i = 0; i < 2; i++) {
-        const double each = 2.0 * o->heads * l->side[i].width;
+        const int uses = l->latent && i == OCT_SEGMENT_K ? 2 : 1; /* the latent is both */
+        const double each = 2.0 * uses * o->heads * l->side[i].width;
         const bool exact = l->side[i].form == OCT_FORM_F32;
         to->f32_ops += each * (seen->open_pairs + (exact ? seen->sealed_pairs : 0.0));
         to->int8_ops += exact ? 0.0 : each * seen->sealed_pairs;
@@ -96,6 +97,8 @@ void oct_cost_of_step(const step *s)
         if (o->kind == OCT_OP_EMBED) add_embed(s, o, &cost[OCT_COST_EMBED]);
         if (o->kind == OCT_OP_ATTEND) add_attend(s, o, &seen, &cost[OCT_COST_ATTEND]);
         if (o->kind == OCT_OP_MOE) oct_cost_add_product(s, o->w[0], s->rows, &cost[OCT_COST_ROUTE]);
+        for (int h = 0; o->kind == OCT_OP_HEAD_LINEAR && h < o->heads; h++)
+            oct_cost_add_product(s, o->matrices[h], s->rows, &cost[OCT_COST_LINEAR]);
         for (int w = 0; w < products_of(o); w++)
             oct_cost_add_product(s, o->w[w], head ? s->wanted : s->rows,
                                  &cost[head ? OCT_COST_HEAD : OCT_COST_LINEAR]);

@@ -175,21 +175,6 @@ static oct_act act_of(const step *s, int w)
     return oct_effective_act(&s->c->rt->kernels, s->p->matrix[w].format, s->p->act);
 }
 
-/* Rows [at, at + n) of r, as the form `act` reads them. */
-static oct_rows rows_of(const oct_rows *r, oct_act act, int at, int n)
-{
-    oct_rows out = *r;
-    const size_t i = (size_t)at, kp = (size_t)r->kp, groups = kp / OCT_GROUP;
-    out.act = act;
-    out.m = n;
-    out.x += i * r->ldx;
-    out.hi += i * kp;
-    out.lo += i * kp;
-    out.sum += i * groups;
-    out.scale += r->act == OCT_A8G32 ? i * groups : i;
-    return out;
-}
-
 static void gather(void *ctx, size_t lo, size_t hi, int lane)
 {
     const pass *p = ctx;
@@ -249,9 +234,9 @@ static int list_products(const pass *p, int which, oct_rows *view, oct_product *
     for (int e = 0; e < s->op->moe.experts; e++) {
         const int lo = m->start[e] > p->first ? m->start[e] : p->first, end = p->first + p->n;
         const int n = (m->start[e + 1] < end ? m->start[e + 1] : end) - lo;
-        const int w = s->op->moe.w[3 * e + which];
+        const int w = s->op->matrices[3 * e + which];
         if (n <= 0) continue;
-        view[count] = rows_of(&m->rows, act_of(s, w), lo - p->first, n);
+        view[count] = oct_rows_at(&m->rows, act_of(s, w), lo - p->first, n);
         list[count] = (oct_product){
             &s->p->matrix[w], &view[count], y + (size_t)(lo - p->first) * ldy, ldy, NULL, false,
         };
@@ -278,7 +263,7 @@ static void run_pass(pass *p)
     const oct_op_desc *o = s->op;
     oct_runtime *rt = s->c->rt;
     oct_moe_scratch *m = s->p->moe;
-    const int inner = s->p->matrix[o->moe.w[0]].m.n, width = s->p->widths[o->out[0]];
+    const int inner = s->p->matrix[o->matrices[0]].m.n, width = s->p->widths[o->out[0]];
     set_rows(m, s->p->rows.act, m->x, s->p->widths[o->in]);
     const int gates = list_products(p, 0, m->view, m->product, m->gated, (size_t)inner);
     const int ups = list_products(p, 1, m->view + gates, m->product + gates, m->up, (size_t)inner);

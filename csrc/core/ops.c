@@ -179,23 +179,28 @@ static void gated_mlp(step *s)
     oct_step_lap(s, OCT_COST_LINEAR);
 }
 
+/* Each head's own norm, as wide as its vector. */
 static void head_norm(const step *s, int buffer, int heads, int norm, size_t lo, size_t hi)
 {
     const size_t width = (size_t)s->p->widths[buffer];
     if (norm < 0) return;
     const oct_rmsnorm_args args = {
-        s->p->buffer[buffer], width, (int)width / heads, heads, norm_weights(s, norm), s->op->eps,
-        s->p->buffer[buffer], width,
+        s->p->buffer[buffer], width, s->p->vector[norm].n, heads, norm_weights(s, norm),
+        s->op->eps, s->p->buffer[buffer], width,
     };
     s->c->rt->kernels.op.rmsnorm(&args, lo, hi);
 }
 
+/* The last channels of each head, all but those of a latent. */
 static void rotate(const step *s, int buffer, int heads, size_t lo, size_t hi)
 {
-    const size_t width = (size_t)s->p->widths[buffer];
+    const size_t width = (size_t)s->p->widths[buffer], each = width / (size_t)heads;
     if (s->op->rope < 0) return;
     const oct_rope *r = &s->p->ropes[s->op->rope];
-    const oct_rope_args args = {s->p->buffer[buffer], width, heads, r->dim, r->half_split, r->cs};
+    const oct_rope_args args = {
+        s->p->buffer[buffer] + each - (size_t)r->dim, width, each, heads, r->dim, r->half_split,
+        r->cs,
+    };
     s->c->rt->kernels.op.rope(&args, lo, hi);
 }
 
@@ -204,7 +209,10 @@ static void place_rows(void *ctx, size_t lo, size_t hi, int lane)
 {
     const step *s = ctx;
     const oct_op_desc *o = s->op;
-    const int kv_heads = s->c->layer[o->layer].kv_heads;
+    const oct_layer *l = &s->c->layer[o->layer];
+    const int kv_heads = l->kv_heads;
+    float *v = l->latent ? s->p->buffer[o->in2] + l->side[OCT_SEGMENT_K].width
+                         : s->p->buffer[o->in3];
     void *scratch = s->c->rt->lanes[lane];
     head_norm(s, o->in, o->heads, o->q_norm, lo, hi);
     head_norm(s, o->in2, kv_heads, o->k_norm, lo, hi);
@@ -212,8 +220,9 @@ static void place_rows(void *ctx, size_t lo, size_t hi, int lane)
     rotate(s, o->in2, kv_heads, lo, hi);
     oct_rows_store(s->c, s->part, s->parts, o->layer, OCT_SEGMENT_K, s->p->buffer[o->in2],
                    (size_t)s->p->widths[o->in2], (int64_t)lo, (int64_t)hi, scratch);
-    oct_rows_store(s->c, s->part, s->parts, o->layer, OCT_SEGMENT_V, s->p->buffer[o->in3],
-                   (size_t)s->p->widths[o->in3], (int64_t)lo, (int64_t)hi, scratch);
+    oct_rows_store(s->c, s->part, s->parts, o->layer, OCT_SEGMENT_V, v,
+                   (size_t)s->p->widths[l->latent ? o->in2 : o->in3], (int64_t)lo, (int64_t)hi,
+                   scratch);
 }
 
 static void attend(step *s)
@@ -337,6 +346,7 @@ static void run_op(step *s)
         break;
     case OCT_OP_NORM_LINEAR: norm_linear(s); break;
     case OCT_OP_ATTEND: attend(s); break;
+    case OCT_OP_HEAD_LINEAR: oct_heads_run(s); break;
     case OCT_OP_LINEAR_ADD: linear_add(s); break;
     case OCT_OP_GATED_MLP: gated_mlp(s); break;
     case OCT_OP_MOE: oct_moe_run(s); break;

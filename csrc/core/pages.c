@@ -66,7 +66,7 @@ static void describe_page(const oct_cache *c, const place *at, oct_page_info *ou
     };
     if (!at->sealed) return;
     oct_page_layout layout;
-    c->rt->kernels.page[format].layout(at->s->width, at->side ? OCT_ROLE_V : OCT_ROLE_K, &layout);
+    c->rt->kernels.page[format].layout(at->s->width, at->s->role, &layout);
     out->group = layout.group;
     out->parts = layout.parts;
     for (int i = 0; i < layout.parts; i++) describe_part(&layout.part[i], &out->part[i]);
@@ -98,13 +98,13 @@ static void decode_head(const oct_cache *c, const place *at, int head, float *ou
         at->sealed ? at->s->unit_bytes : c->unit_bytes,
         at->s->width,
         at->tokens,
-        at->side ? OCT_ROLE_V : OCT_ROLE_K,
+        at->s->role,
         lane,
     };
     c->rt->kernels.page[format].decode(&args);
     for (size_t t = 0; t < (size_t)at->tokens; t++)
         for (size_t ch = 0; ch < d; ch++)
-            out[t * d + ch] = at->side ? lane[t * d + ch] : lane[ch * P + t];
+            out[t * d + ch] = at->s->role == OCT_ROLE_V ? lane[t * d + ch] : lane[ch * P + t];
 }
 
 static void undo_transform(const oct_cache *c, const oct_side *s, float *rows, int n)
@@ -248,6 +248,7 @@ static oct_status same_shape(const oct_cache *a, const oct_cache *b)
     bool same = a->layers == b->layers && a->rt == b->rt;
     for (int l = 0; same && l < a->layers; l++)
         same = a->layer[l].kv_heads == b->layer[l].kv_heads &&
+               a->layer[l].latent == b->layer[l].latent &&
                a->layer[l].side[0].width == b->layer[l].side[0].width &&
                a->layer[l].side[1].width == b->layer[l].side[1].width;
     return same ? OCT_OK : oct_fail(OCT_E_VALUE, "reencode: the caches differ in layers, heads or "

@@ -57,6 +57,13 @@ static void *copy(const void *from, size_t count, size_t size)
     return to;
 }
 
+/* Entries of an op's `matrices`. */
+static size_t matrices_of(const oct_op_desc *o)
+{
+    if (o->kind == OCT_OP_MOE) return 3 * (size_t)o->moe.experts;
+    return o->kind == OCT_OP_HEAD_LINEAR ? (size_t)o->heads : 0;
+}
+
 static bool copy_tables(oct_program *p, const oct_weights *w, const oct_program_desc *d)
 {
     p->ops = copy(d->ops, (size_t)d->n_ops, sizeof *p->ops);
@@ -65,17 +72,15 @@ static bool copy_tables(oct_program *p, const oct_weights *w, const oct_program_
     p->vector = copy(w->vector, (size_t)w->vectors, sizeof *p->vector);
     if (!p->ops || !p->widths || !p->matrix || !p->vector) return false;
     size_t total = 0;
-    for (int i = 0; i < d->n_ops; i++)
-        total += d->ops[i].kind == OCT_OP_MOE ? 3 * (size_t)d->ops[i].moe.experts : 0;
-    int *to = p->expert_w = oct_alloc(OCT_TAG_SCRATCH, total + !total, sizeof *to);
+    for (int i = 0; i < d->n_ops; i++) total += matrices_of(&d->ops[i]);
+    int *to = p->lists = oct_alloc(OCT_TAG_SCRATCH, total + !total, sizeof *to);
     for (int i = 0; to && i < d->n_ops; i++) {
-        if (d->ops[i].kind != OCT_OP_MOE) continue;
-        const size_t n = 3 * (size_t)d->ops[i].moe.experts;
-        memcpy(to, d->ops[i].moe.w, n * sizeof *to);
-        p->ops[i].moe.w = to;
+        const size_t n = matrices_of(&d->ops[i]);
+        if (n) memcpy(to, d->ops[i].matrices, n * sizeof *to);
+        p->ops[i].matrices = to;
         to += n;
     }
-    return p->expert_w;
+    return p->lists;
 }
 
 void oct_program_close(oct_program **program)
@@ -93,7 +98,7 @@ void oct_program_close(oct_program **program)
     oct_free(p->matrix);
     oct_free(p->vector);
     oct_free(p->ops);
-    oct_free(p->expert_w);
+    oct_free(p->lists);
     oct_free(p->widths);
     oct_free(p->normed);
     oct_free(p->gate);
@@ -105,8 +110,39 @@ void oct_program_close(oct_program **program)
     oct_rows_free(&p->rows);
     oct_attend_free(p->attend);
     oct_moe_free(p->moe);
+    oct_heads_free(p->heads);
     oct_weights_unref(p->w);
     oct_free(p);
+}
+
+/* The most that any op asks for. */
+typedef struct {
+    int input, inner, heads, head_k;
+    oct_moe_sizes moe;
+} sizes;
+
+static sizes sizes_of(const oct_weights *w, oct_act act, const oct_program_desc *d)
+{
+    sizes z = {.input = 1, .inner = 1};
+    for (int i = 0; i < d->n_ops; i++) {
+        const oct_op_desc *o = &d->ops[i];
+        const int in = o->kind == OCT_OP_EMBED ? 0 : d->widths[o->in];
+        if (o->kind != OCT_OP_HEAD_LINEAR) z.input = at_least(z.input, in);
+        if (o->kind == OCT_OP_GATED_MLP) z.inner = at_least(z.inner, w->matrix[o->w[0]].m.n);
+        if (o->kind == OCT_OP_MOE) {
+            z.moe.experts = at_least(z.moe.experts, o->moe.experts);
+            z.moe.top = at_least(z.moe.top, o->moe.top);
+            z.moe.width = at_least(z.moe.width, at_least(in, d->widths[o->out[0]]));
+            z.moe.inner = at_least(z.moe.inner, w->matrix[o->matrices[0]].m.n);
+        }
+        for (int h = 0; o->kind == OCT_OP_HEAD_LINEAR && h < o->heads; h++) {
+            const oct_stored_matrix *m = &w->matrix[o->matrices[h]];
+            z.heads = at_least(z.heads, o->heads);
+            if (oct_effective_act(&w->rt->kernels, m->format, act) != OCT_A32)
+                z.head_k = at_least(z.head_k, m->m.k);
+        }
+    }
+    return z;
 }
 
 oct_status oct_program_open(oct_program **out, oct_weights *w, const oct_program_desc *d)
@@ -124,20 +160,10 @@ oct_status oct_program_open(oct_program **out, oct_weights *w, const oct_program
     p->n_ops = d->n_ops;
     p->vocab = w->matrix[d->ops[d->n_ops - 1].w[0]].m.n;
     p->head_rows = d->max_rows < OCT_HEAD_ROWS ? d->max_rows : OCT_HEAD_ROWS;
-    int input = 1, inner = 1;
-    oct_moe_sizes moe = {0};
-    for (int i = 0; i < d->n_ops; i++) {
-        const oct_op_desc *o = &d->ops[i];
-        if (o->kind != OCT_OP_EMBED) input = at_least(input, d->widths[o->in]);
-        if (o->kind == OCT_OP_GATED_MLP) inner = at_least(inner, w->matrix[o->w[0]].m.n);
-        if (o->kind != OCT_OP_MOE) continue;
-        moe.experts = at_least(moe.experts, o->moe.experts);
-        moe.top = at_least(moe.top, o->moe.top);
-        moe.width = at_least(moe.width, at_least(d->widths[o->in], d->widths[o->out[0]]));
-        moe.inner = at_least(moe.inner, w->matrix[o->moe.w[0]].m.n);
-    }
-    bool good = copy_tables(p, w, d) && copy_ropes(p, d) && alloc_buffers(p, input, inner);
-    if (good && moe.experts) good = (p->moe = oct_moe_open(&moe, p->max_rows));
+    const sizes z = sizes_of(w, p->act, d);
+    bool good = copy_tables(p, w, d) && copy_ropes(p, d) && alloc_buffers(p, z.input, z.inner);
+    if (good && z.moe.experts) good = (p->moe = oct_moe_open(&z.moe, p->max_rows));
+    if (good && z.heads) good = (p->heads = oct_heads_open(z.heads, z.head_k, p->max_rows));
     if (!good) {
         oct_program_close(&p);
         return oct_fail_memory("program", "its row buffers; use a smaller max_rows");

@@ -6,6 +6,7 @@
 #define OCT_CORE_PROGRAM_H
 
 #include "csrc/core/cache.h"
+#include "csrc/core/heads.h"
 #include "csrc/core/moe.h"
 #include "csrc/core/weights.h"
 
@@ -29,7 +30,7 @@ struct oct_program {
 
     oct_op_desc *ops;
     int n_ops;
-    int *expert_w; /* what moe.w of the ops points into */
+    int *lists; /* what `matrices` of the ops points into */
     int *widths;
     float **buffer; /* [n_buffers] of [max_rows][width] */
     int n_buffers;
@@ -44,7 +45,8 @@ struct oct_program {
     int32_t *ids;     /* [head_rows] */
     int64_t *positions;
     oct_attend_scratch *attend;
-    oct_moe_scratch *moe; /* NULL: there is none */
+    oct_moe_scratch *moe; /* NULL: there is none; so are heads */
+    oct_heads_scratch *heads;
     _Atomic bool busy;
 };
 

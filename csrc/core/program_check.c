@@ -10,7 +10,8 @@
 #define MAX_WIDTH (1 << 24)
 
 static const char *const kind_names[OCT_OP_KIND_COUNT] = {
-    "embed", "norm", "norm_linear", "attend", "linear_add", "gated_mlp", "moe", "head",
+    "embed", "norm", "norm_linear", "attend", "head_linear", "linear_add", "gated_mlp", "moe",
+    "head",
 };
 
 typedef struct {
@@ -84,8 +85,9 @@ static oct_status check_attend(const check *c)
 {
     const oct_op_desc *o = c->op;
     const int *widths = c->d->widths;
+    const bool latent = o->in3 < 0;
     oct_status status = buffer_ok(c, "in2 (k)", o->in2);
-    if (!status) status = buffer_ok(c, "in3 (v)", o->in3);
+    if (!status && !latent) status = buffer_ok(c, "in3 (v)", o->in3);
     if (status) return status;
     if (o->heads < 1 || widths[o->in] % o->heads || widths[o->out[0]] % o->heads)
         return oct_fail(OCT_E_VALUE, "program: op %d (attend): %d heads do not divide the width of q "
@@ -98,13 +100,41 @@ static oct_status check_attend(const check *c)
     if (o->layer < 0 || o->rope < -1 || o->rope >= c->d->n_ropes)
         return oct_fail(OCT_E_VALUE, "program: op %d (attend): layer is %d, rope %d of %d", c->index,
                         o->layer, o->rope, c->d->n_ropes);
-    const int dim = widths[o->in] / o->heads;
-    if (o->rope >= 0 && c->d->ropes[o->rope].dim != dim)
-        return bad_op(c, "width of rope", c->d->ropes[o->rope].dim, dim);
+    const int dim = widths[o->in] / o->heads, rank = widths[o->out[0]] / o->heads;
+    if (latent && (widths[o->in2] != dim || rank >= dim || o->q_norm >= 0))
+        return oct_fail(OCT_E_VALUE, "program: op %d (attend): a latent layer's in2 is %d wide, must be "
+                        "%d like a query, and a head's output %d, which must be less; q_norm must be "
+                        "-1", c->index, widths[o->in2], dim, rank);
+    const int rotated = latent ? dim - rank : dim;
+    if (o->rope >= 0 && c->d->ropes[o->rope].dim != rotated)
+        return bad_op(c, "width of rope", c->d->ropes[o->rope].dim, rotated);
     if (!isfinite(o->scale)) return bad_op(c, "scale (not finite)", 0, 1);
     status = vector_ok(c, "q_norm", o->q_norm, dim);
-    if (!status) status = vector_ok(c, "k_norm", o->k_norm, dim);
+    if (!status) status = vector_ok(c, "k_norm", o->k_norm, latent ? rank : dim);
     return status;
+}
+
+static oct_status check_head_linear(const check *c)
+{
+    const oct_op_desc *o = c->op;
+    const int in = c->d->widths[o->in], out = c->d->widths[o->out[0]];
+    if (o->heads < 1 || in % o->heads || out % o->heads || o->in == o->out[0])
+        return oct_fail(OCT_E_VALUE, "program: op %d (head_linear): %d heads do not divide the width of "
+                        "in (%d) or of out (%d), or in is out", c->index, o->heads, in, out);
+    int n = 0, k = 0;
+    for (int h = 0; h < o->heads; h++) {
+        const int id = o->matrices[h];
+        if (id < 0 || id >= c->w->matrices)
+            return oct_fail(OCT_E_VALUE, "program: op %d (head_linear): head %d has matrix %d, there are "
+                            "%d", c->index, h, id, c->w->matrices);
+        const oct_matrix *m = &c->w->matrix[id].m;
+        if (!h) n = m->n, k = m->k;
+        if (m->n != n || m->k != k || in / o->heads < k || in / o->heads - k != out / o->heads - n)
+            return oct_fail(OCT_E_VALUE, "program: op %d (head_linear): matrix of head %d is %d x %d; all "
+                            "must be alike, and pass on what of %d inputs makes %d outputs", c->index,
+                            h, m->n, m->k, in / o->heads, out / o->heads);
+    }
+    return OCT_OK;
 }
 
 static oct_status check_gated_mlp(const check *c)
@@ -153,7 +183,7 @@ static oct_status check_expert(const check *c, int e, int inner)
     static const char *const names[] = {"gate", "up", "down"};
     const int in = c->d->widths[c->op->in], out = c->d->widths[c->op->out[0]];
     for (int i = 0; i < 3; i++) {
-        const int id = c->op->moe.w[3 * e + i];
+        const int id = c->op->matrices[3 * e + i];
         if (id < 0 || id >= c->w->matrices)
             return oct_fail(OCT_E_VALUE, "program: op %d (moe): %s of expert %d is matrix %d, there are "
                             "%d", c->index, names[i], e, id, c->w->matrices);
@@ -180,7 +210,7 @@ static oct_status check_moe(const check *c)
     const int record = o->moe.experts + 2 * o->moe.top;
     if (c->d->widths[o->out[1]] != record)
         return bad_op(c, "width of out[1] (experts + 2 * top)", c->d->widths[o->out[1]], record);
-    const int first = o->moe.w[0];
+    const int first = o->matrices[0];
     const int inner = first >= 0 && first < c->w->matrices ? c->w->matrix[first].m.n : 0;
     for (int e = 0; e < o->moe.experts && !status; e++) status = check_expert(c, e, inner);
     return status;
@@ -208,6 +238,8 @@ static oct_status check_op(const check *c)
         return check_norm_linear(c);
     case OCT_OP_ATTEND:
         return check_attend(c);
+    case OCT_OP_HEAD_LINEAR:
+        return check_head_linear(c);
     case OCT_OP_LINEAR_ADD:
         status = matrix_ok(c, 0, widths[o->out[0]], widths[o->in]);
         if (!status && o->in == o->out[0])

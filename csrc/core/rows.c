@@ -234,7 +234,7 @@ void oct_rows_store(oct_cache *c, oct_part_of_step *part, int count, int layer, 
             if (bad >= 0) atomic_store(&p->bad, true);
             char *unit = oct_open_block(c, layer, slot, h, side) +
                          (size_t)(at % P / OCT_UNIT_TOKENS) * c->unit_bytes;
-            put_row(unit, lane, s->width, (int)(at % OCT_UNIT_TOKENS), size, side == OCT_SEGMENT_K);
+            put_row(unit, lane, s->width, (int)(at % OCT_UNIT_TOKENS), size, s->role == OCT_ROLE_K);
         }
     }
 }
@@ -248,14 +248,14 @@ static void copy_units(const oct_cache *c, const char *open, const oct_side *s, 
 }
 
 /* An open page's head as 64 plain rows, what `seal` takes. */
-static void gather_rows(const oct_cache *c, const char *block, const oct_side *s, bool key, char *out)
+static void gather_rows(const oct_cache *c, const char *block, const oct_side *s, char *out)
 {
     const size_t size = element_bytes(s->open_type), row = (size_t)s->width * size;
     for (int t = 0; t < P; t++) {
         const char *unit = block + (size_t)(t / OCT_UNIT_TOKENS) * c->unit_bytes;
         const int at = t % OCT_UNIT_TOKENS;
         char *to = out + (size_t)t * row;
-        if (!key) memcpy(to, unit + (size_t)at * row, row);
+        if (s->role == OCT_ROLE_V) memcpy(to, unit + (size_t)at * row, row);
         else if (size == 2)
             for (int ch = 0; ch < s->width; ch++)
                 ((uint16_t *)to)[ch] = ((const uint16_t *)unit)[ch * OCT_UNIT_TOKENS + at];
@@ -275,9 +275,9 @@ void oct_seal_head(oct_cache *c, int layer, const oct_entry *e, int head, void *
             copy_units(c, open, s, oct_sealed_block(c, layer, e->page, head, side));
             continue;
         }
-        gather_rows(c, open, s, side == OCT_SEGMENT_K, lane);
+        gather_rows(c, open, s, lane);
         const oct_seal_args args = {
-            lane, (size_t)s->width, s->width, side == OCT_SEGMENT_K ? OCT_ROLE_K : OCT_ROLE_V,
+            lane, (size_t)s->width, s->width, s->role,
             oct_sealed_block(c, layer, e->page, head, side), &token, &channel,
         };
         c->rt->kernels.page[s->format].seal(&args);

@@ -206,11 +206,15 @@ static double page_bits(const oct_kernels *k, int id)
     return 8.0 * (double)layout.bytes / (128 * OCT_PAGE_TOKENS);
 }
 
-/* Pages have 2 + 2 * forms rows each: seal, decode, then scores and mix by form. */
+enum {
+    ONCE = 3, /* seal, decode, turn; then scores and mix by form */
+    PER_PAGE = ONCE + 2 * OCT_FORM_COUNT
+};
+
 static void page_row(const oct_kernels *k, int id, int slot, oct_kernel_row *row)
 {
     const oct_page_kernels *p = &k->page[id];
-    const int form = (slot - 2) % OCT_FORM_COUNT;
+    const int form = slot < ONCE ? 0 : (slot - ONCE) % OCT_FORM_COUNT;
     row->name = oct_page_traits_of[id].name;
     row->bits = page_bits(k, id);
     if (slot == 0) {
@@ -219,7 +223,10 @@ static void page_row(const oct_kernels *k, int id, int slot, oct_kernel_row *row
     } else if (slot == 1) {
         row->slot = "decode";
         row->isa = column(true, k->decode_isa[id]);
-    } else if (slot < 2 + OCT_FORM_COUNT) {
+    } else if (slot == 2) {
+        row->slot = "turn";
+        row->isa = column(true, k->turn_isa[id]);
+    } else if (slot < ONCE + OCT_FORM_COUNT) {
         row->slot = "scores";
         row->form = oct_form_names[form];
         row->isa = column(p->scores[form] != NULL, k->scores_isa[id][form]);
@@ -232,7 +239,6 @@ static void page_row(const oct_kernels *k, int id, int slot, oct_kernel_row *row
 
 bool oct_kernel_row_at(const oct_runtime *rt, int i, oct_kernel_row *row)
 {
-    enum { PER_PAGE = 2 + 2 * OCT_FORM_COUNT };
     const int linears = OCT_WEIGHT_COUNT * OCT_ACT_COUNT, pages = OCT_PAGE_COUNT * PER_PAGE;
     const oct_kernels *k = &rt->kernels;
     *row = (oct_kernel_row){.form = ""};

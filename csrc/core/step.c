@@ -35,10 +35,10 @@ static oct_status check_attends(const step *s)
         const oct_op_desc *o = &s->p->ops[i];
         if (o->kind != OCT_OP_ATTEND) continue;
         const oct_layer *l = o->layer < s->c->layers ? &s->c->layer[o->layer] : NULL;
-        if (!l || o->heads % l->kv_heads || widths[o->in] != o->heads * l->side[0].width ||
-            widths[o->in2] != l->kv_heads * l->side[0].width ||
-            widths[o->in3] != l->kv_heads * l->side[1].width ||
-            widths[o->out[0]] != o->heads * l->side[1].width)
+        if (!l || l->latent != (o->in3 < 0) || o->heads % l->kv_heads ||
+            widths[o->in] != o->heads * l->q_width || widths[o->out[0]] != o->heads * l->v_width ||
+            widths[o->in2] != l->kv_heads * (l->latent ? l->q_width : l->side[0].width) ||
+            (!l->latent && widths[o->in3] != l->kv_heads * l->side[1].width))
             return oct_fail(OCT_E_VALUE, "step: op %d attends over layer %d, whose shape in this cache "
                             "is another", i, o->layer);
     }

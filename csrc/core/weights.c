@@ -198,6 +198,20 @@ void oct_products_run(oct_runtime *rt, const oct_product *product, int count)
     oct_products_list(rt, product, count, first);
 }
 
+oct_rows oct_rows_at(const oct_rows *r, oct_act act, int at, int n)
+{
+    oct_rows out = *r;
+    const size_t i = (size_t)at, kp = (size_t)r->kp, groups = kp / OCT_GROUP;
+    out.act = act;
+    out.m = n;
+    if (out.x) out.x += i * r->ldx;
+    out.hi += i * kp;
+    out.lo += i * kp;
+    out.sum += i * groups;
+    out.scale += r->act == OCT_A8G32 ? i * groups : i;
+    return out;
+}
+
 oct_status oct_rows_alloc(oct_rows *rows, const char *operation, int m, int k)
 {
     const size_t most = ((size_t)k + OCT_GROUP - 1) / OCT_GROUP * OCT_GROUP + OCT_ROW_APART;

@@ -52,6 +52,9 @@ void oct_products_list(oct_runtime *, const oct_product *, int count, size_t *fi
  * read a32. */
 oct_act oct_effective_act(const oct_kernels *, oct_weight_id, oct_act);
 
+/* Rows [at, at + n) of r, as the form `act` reads them; r has codes. */
+oct_rows oct_rows_at(const oct_rows *r, oct_act act, int at, int n);
+
 /* Arrays behind an oct_rows of up to m rows of up to k; every pointer of `rows` is set. */
 oct_status oct_rows_alloc(oct_rows *rows, const char *operation, int m, int k);
 void oct_rows_free(oct_rows *rows);

@@ -11,6 +11,7 @@ read_layer(PyObject *mapping, Py_ssize_t index, PyObject *keep, oct_layer_desc *
 {
     *layer = (oct_layer_desc){0};
     oct_fields f = oct_fields_open(mapping, "Cache: layers", index, keep);
+    oct_field_bool(&f, "latent", &layer->latent);
     oct_field_int(&f, "kv_heads", &layer->kv_heads);
     oct_field_int(&f, "k_width", &layer->k_width);
     oct_field_int(&f, "v_width", &layer->v_width);
@@ -21,10 +22,11 @@ read_layer(PyObject *mapping, Py_ssize_t index, PyObject *keep, oct_layer_desc *
     oct_field_text(&f, "form", &layer->form);
     if (!oct_fields_done(&f)) return false;
     if (layer->kv_heads > 0 && layer->k_width > 0 && layer->v_width > 0 && layer->k_format &&
-        layer->v_format)
+        (layer->v_format || layer->latent))
         return true;
     PyErr_Format(PyExc_ValueError,
-                 "Cache: layers[%zd] needs kv_heads, k_width, v_width above 0, k_format, v_format",
+                 "Cache: layers[%zd] needs kv_heads, k_width, v_width above 0, k_format, and "
+                 "v_format unless it is latent",
                  index);
     return false;
 }
@@ -45,6 +47,16 @@ read_layers(PyObject *list, PyObject *keep)
     return layers;
 }
 
+static oct_layer_shape
+shape_of(const oct_layer_desc *d)
+{
+    const int k = d->k_width, v = d->v_width;
+    /* The core refuses widths whose sum could overflow. */
+    const int both = (int)((unsigned)k + (unsigned)v);
+    return (oct_layer_shape){d->kv_heads, {k, v}, d->latent ? both : k, d->latent ? k : v,
+                             d->latent};
+}
+
 static bool
 open_cache(oct_py_cache *self, oct_py_runtime *runtime, const oct_cache_opts *opts)
 {
@@ -56,8 +68,7 @@ open_cache(oct_py_cache *self, oct_py_runtime *runtime, const oct_cache_opts *op
     }
     self->n_layers = opts->n_layers;
     for (int i = 0; i < opts->n_layers; i++)
-        self->shapes[i] = (oct_layer_shape){opts->layers[i].kv_heads, opts->layers[i].k_width,
-                                            opts->layers[i].v_width};
+        self->shapes[i] = shape_of(&opts->layers[i]);
     if (!oct_gate_enter(&runtime->gate, state, "Cache: runtime")) return false;
     const oct_status status = oct_cache_open(&self->handle, runtime->handle, opts);
     if (!status) {

@@ -6,8 +6,8 @@ PyDoc_STRVAR(cache_doc,
 "Cache(runtime, layers, *, budget, sink_pages=0, recent_pages=0, prefix=True,\n"
 "      saturate=False)\n--\n\n"
 "Keys and values of sequences in pages, within a budget of bytes.\n\n"
-"layers are mappings {kv_heads, k_width, v_width, k_format, v_format, k_transform, v_transform,\n"
-"form}. Sequences are plain ints (slot and generation). While one call works on a cache, another\n"
+"layers are mappings {latent, kv_heads, k_width, v_width, k_format, v_format, k_transform,\n"
+"v_transform, form} (octavo.h, oct_layer_desc). Sequences are plain ints (slot and generation). While one call works on a cache, another\n"
 "thread's call on it raises BusyError.");
 PyDoc_STRVAR(open_doc,
 "open($self)\n--\n\n"
@@ -51,17 +51,18 @@ PyDoc_STRVAR(append_doc,
 "Append n tokens' rows to every layer; with q, also attend causally and return the output.\n\n"
 "Flat float32 arrays in the order of octavo.h's oct_rows_desc: k [layers][n][kv_heads][k_width],\n"
 "v alike, q [layers][n][heads][k_width], output [layers][n][heads][v_width]. q is multiplied by\n"
-"scale.");
+"scale. In a latent layer q is k_width + v_width wide, output k_width.");
 PyDoc_STRVAR(attend_doc,
 "attend($self, seq, layer, q, heads, scale)\n--\n\n"
-"Attention of q [m, heads, k_width], standing just after the last token: [m, heads, v_width].");
+"Attention of q [m, heads, k_width], standing just after the last token: [m, heads, v_width];\n"
+"widths as in append.");
 PyDoc_STRVAR(decode_doc,
 "decode($self, seq, layer, index, segment, model_basis=False)\n--\n\n"
-"A float32 copy of one page's segment ('k' or 'v'), [kv_heads, tokens, width], as attention reads\n"
-"it; model_basis undoes the transform.");
+"A float32 copy of one page's segment ('k' or 'v'; of a latent layer 'latent' or 'rope'),\n"
+"[kv_heads, tokens, width], as attention reads it; model_basis undoes the transform.");
 PyDoc_STRVAR(page_doc,
 "page($self, seq, layer, index, segment)\n--\n\n"
-"The Page at block index of a sequence's table; segment is 'k' or 'v'.");
+"The Page at block index of a sequence's table; segments as in decode.");
 PyDoc_STRVAR(edit_doc,
 "edit($self, seq, layer, index, segment)\n--\n\n"
 "A writable Page, copied first if it was shared. Until its close(), calls that change, attend to or\n"

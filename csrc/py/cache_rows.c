@@ -2,16 +2,16 @@
  * layers' shapes, so every extent is checked here before a pointer goes down. */
 #include "csrc/py/cache.h"
 
-/* Elements of n rows of every layer: heads (0: each layer's kv_heads) times k_width or v_width. */
+/* Elements of n rows of every layer: K or V of its heads; with heads, of queries or outputs. */
 static bool
 total(const oct_py_cache *self, const char *where, int64_t n, int heads, bool v, npy_intp *out)
 {
     int64_t sum = 0;
     for (int i = 0; i < self->n_layers; i++) {
         const oct_layer_shape *s = &self->shapes[i];
+        const int width = !heads ? s->width[v] : v ? s->out_width : s->q_width;
         npy_intp one;
-        if (!oct_product(where, 3, (int64_t[]){n, heads ? heads : s->kv_heads,
-                                               v ? s->v_width : s->k_width}, &one))
+        if (!oct_product(where, 3, (int64_t[]){n, heads ? heads : s->kv_heads, width}, &one))
             return false;
         if (__builtin_add_overflow(sum, one, &sum)) {
             PyErr_Format(PyExc_ValueError, "%s: the number of elements overflows", where);
@@ -123,10 +123,10 @@ oct_cache_py_attend(oct_py_cache *self, PyObject *args, PyObject *kwargs)
         return NULL;
     const oct_layer_shape *shape = shape_of(self, number, "attend: layer", &layer);
     if (!shape) return NULL;
-    const npy_intp extents[3] = {-1, heads, shape->k_width};
+    const npy_intp extents[3] = {-1, heads, shape->q_width};
     PyArrayObject *a = oct_arg_array(q, "attend: q", NPY_FLOAT32, 3, extents);
     if (!a || !enter_both(self, "Cache.attend")) return NULL;
-    npy_intp dims[3] = {PyArray_DIM(a, 0), heads, shape->v_width};
+    npy_intp dims[3] = {PyArray_DIM(a, 0), heads, shape->out_width};
     PyObject *out = PyArray_SimpleNew(3, dims, NPY_FLOAT32);
     oct_status status = OCT_OK;
     if (out) {
@@ -153,16 +153,20 @@ typedef struct {
 static bool
 read_place(const oct_py_cache *self, PyObject *const *from, place *at)
 {
+    static const char *const names[2][2] = {{"k", "v"}, {"latent", "rope"}};
     const char *segment = NULL;
+    const oct_layer_shape *shape = NULL;
     *at = (place){0};
     if (!oct_arg_u64(from[0], "page: seq", &at->seq) ||
-        !shape_of(self, from[1], "page: layer", &at->layer) ||
+        !(shape = shape_of(self, from[1], "page: layer", &at->layer)) ||
         !oct_arg_i64(from[2], "page: index", 0, INT64_MAX, &at->index) ||
         !oct_arg_text(from[3], "page: segment", false, &segment))
         return false;
-    at->segment = !strcmp(segment, "v") ? OCT_SEGMENT_V : OCT_SEGMENT_K;
-    if (!strcmp(segment, "k") || !strcmp(segment, "v")) return true;
-    PyErr_Format(PyExc_ValueError, "page: segment must be 'k' or 'v', got '%s'", segment);
+    const char *const *legal = names[shape->latent];
+    at->segment = !strcmp(segment, legal[1]) ? OCT_SEGMENT_V : OCT_SEGMENT_K;
+    if (!strcmp(segment, legal[at->segment])) return true;
+    PyErr_Format(PyExc_ValueError, "page: segment must be '%s' or '%s', got '%s'", legal[0], legal[1],
+                 segment);
     return false;
 }
 

@@ -70,7 +70,10 @@ typedef struct {
 } oct_py_program;
 
 typedef struct {
-    int kv_heads, k_width, v_width;
+    int kv_heads;
+    int width[2];      /* of K and of V, of one head */
+    int q_width, out_width; /* of a query and of what it gathers */
+    bool latent;
 } oct_layer_shape;
 
 typedef struct {

@@ -31,7 +31,7 @@ op_rope(PyObject *self, PyObject *args)
     if (!PyArg_ParseTuple(args, "O&O&iipO&|nn", oct_probe_isa, &isa, f32, &x, &heads, &d,
                           &half_split, f32, &cs, &lo, &hi))
         return NULL;
-    const oct_rope_args a = {x.data, x.ld, heads, d, half_split, cs.data};
+    const oct_rope_args a = {x.data, x.ld, (size_t)d, heads, d, half_split, cs.data};
     return RUN(rope, a, x.rows);
 }
 

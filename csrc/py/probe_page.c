@@ -70,8 +70,9 @@ page_columns(PyObject *self, PyObject *args)
     oct_isa isa;
     if (!PyArg_ParseTuple(args, "O&O&", page_id, &id, oct_probe_isa, &isa)) return NULL;
     const oct_kernels *k = oct_probe_table(isa);
-    PyObject *dict = Py_BuildValue("{s:s,s:s}", "seal", oct_isa_names[k->seal_isa[id]], "decode",
-                                   oct_isa_names[k->decode_isa[id]]);
+    PyObject *dict = Py_BuildValue("{s:s,s:s,s:s}", "seal", oct_isa_names[k->seal_isa[id]], "decode",
+                                   oct_isa_names[k->decode_isa[id]], "turn",
+                                   oct_isa_names[k->turn_isa[id]]);
     for (int f = 0; dict && f < OCT_FORM_COUNT; f++) {
         if (!k->page[id].scores[f]) continue;
         PyObject *pair = Py_BuildValue("(ss)", oct_isa_names[k->scores_isa[id][f]],
@@ -160,6 +161,24 @@ page_decode(PyObject *self, PyObject *args)
     return PyLong_FromLong((long)oct_probe_table(isa)->page[id].decode(&a));
 }
 
+static PyObject *
+page_turn(PyObject *self, PyObject *args)
+{
+    (void)self;
+    oct_page_id id;
+    oct_isa isa;
+    oct_turn_args a = {0};
+    void *block;
+    Py_ssize_t stride;
+    if (!PyArg_ParseTuple(args, "O&O&O&niiO&", page_id, &id, oct_probe_isa, &isa, address, &block,
+                          &stride, &a.d, &a.tokens, address, &a.out))
+        return NULL;
+    a.self = &oct_probe_table(isa)->page[id];
+    a.block = block;
+    a.unit_stride = (size_t)stride;
+    return PyLong_FromLong((long)a.self->turn(&a));
+}
+
 static int
 form_of(PyObject *arg, void *out)
 {
@@ -237,6 +256,8 @@ PyMethodDef oct_probe_page_methods[] = {
      "(format, isa, x, ldx, d, role, block) -> (status, token, channel)"},
     {"page_decode", page_decode, METH_VARARGS,
      "(format, isa, block, unit_stride, d, tokens, role, out) -> status"},
+    {"page_turn", page_turn, METH_VARARGS,
+     "(format, isa, block, unit_stride, d, tokens, out) -> status"},
     {"page_scores", page_scores, METH_VARARGS,
      "(format, isa, form, block, unit_stride, d, nq, visible, x, ldx, hi, lo, scale, sum, s, lds)"},
     {"page_mix", page_mix, METH_VARARGS,

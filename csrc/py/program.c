@@ -6,8 +6,9 @@
 static const char *const kinds[OCT_OP_KIND_COUNT] = {
     [OCT_OP_EMBED] = "embed",           [OCT_OP_NORM] = "norm",
     [OCT_OP_NORM_LINEAR] = "norm_linear", [OCT_OP_ATTEND] = "attend",
-    [OCT_OP_LINEAR_ADD] = "linear_add", [OCT_OP_GATED_MLP] = "gated_mlp",
-    [OCT_OP_MOE] = "moe",               [OCT_OP_HEAD] = "head",
+    [OCT_OP_HEAD_LINEAR] = "head_linear", [OCT_OP_LINEAR_ADD] = "linear_add",
+    [OCT_OP_GATED_MLP] = "gated_mlp",   [OCT_OP_MOE] = "moe",
+    [OCT_OP_HEAD] = "head",
 };
 static const char *const scores[OCT_ROUTER_SCORE_COUNT] = {"sigmoid", "softmax", "top"};
 
@@ -94,11 +95,29 @@ kept_copy(PyObject *keep, PyArrayObject *array)
     return rc < 0 ? NULL : PyArray_DATA((PyArrayObject *)copy);
 }
 
-static void
-read_moe(oct_fields *f, PyObject *keep, oct_moe_desc *moe)
+/* The int32 array [rows][columns] of matrices that the core reads; NULL: failed. */
+static const int *
+read_matrices(oct_fields *f, PyObject *keep, const char *what, int rows, int columns)
 {
     char path[96];
-    static const npy_intp any[2] = {-1, 3};
+    const npy_intp any[2] = {-1, columns};
+    const int *out = NULL;
+    PyObject *w = oct_field(f, "matrices", true);
+    if (f->failed || !w) return NULL;
+    PyArrayObject *a = oct_arg_array(w, oct_field_path(f, "matrices", path, sizeof path), NPY_INT32, 2,
+                                     any);
+    if (a && PyArray_DIM(a, 0) != rows)
+        PyErr_Format(PyExc_ValueError, "%s[%zd].matrices has %zd rows, must be %s = %d", f->where,
+                     f->index, (Py_ssize_t)PyArray_DIM(a, 0), what, rows);
+    else if (a)
+        out = kept_copy(keep, a);
+    f->failed = !out;
+    return out;
+}
+
+static void
+read_moe(oct_fields *f, oct_moe_desc *moe)
+{
     const char *score = scores[0];
     oct_field_int(f, "experts", &moe->experts);
     oct_field_int(f, "top", &moe->top);
@@ -107,20 +126,6 @@ read_moe(oct_fields *f, PyObject *keep, oct_moe_desc *moe)
     oct_field_bool(f, "outside_zero", &moe->outside_zero);
     oct_field_bool(f, "renorm", &moe->renorm);
     oct_field_text(f, "score", &score);
-    PyObject *w = oct_field(f, "matrices", true);
-    if (f->failed || !w) return;
-    PyArrayObject *a = oct_arg_array(w, oct_field_path(f, "matrices", path, sizeof path), NPY_INT32, 2,
-                                     any);
-    f->failed = !a;
-    if (!a) return;
-    if (PyArray_DIM(a, 0) != moe->experts) { /* the core reads so many */
-        PyErr_Format(PyExc_ValueError, "%s[%zd].matrices has %zd rows, must be experts = %d", f->where,
-                     f->index, (Py_ssize_t)PyArray_DIM(a, 0), moe->experts);
-        f->failed = true;
-        return;
-    }
-    moe->w = kept_copy(keep, a);
-    f->failed = !moe->w;
     if (f->failed) return;
     for (int i = 0; score && i < OCT_ROUTER_SCORE_COUNT; i++)
         if (!strcmp(score, scores[i])) {
@@ -158,7 +163,12 @@ read_op(PyObject *mapping, Py_ssize_t index, PyObject *keep, oct_op_desc *op)
     oct_field_int(&f, "rope", &op->rope);
     oct_field_int(&f, "q_norm", &op->q_norm);
     oct_field_int(&f, "k_norm", &op->k_norm);
-    if (!f.failed && op->kind == OCT_OP_MOE) read_moe(&f, keep, &op->moe);
+    if (!f.failed && op->kind == OCT_OP_MOE) {
+        read_moe(&f, &op->moe);
+        if (!f.failed) op->matrices = read_matrices(&f, keep, "experts", op->moe.experts, 3);
+    }
+    if (!f.failed && op->kind == OCT_OP_HEAD_LINEAR)
+        op->matrices = read_matrices(&f, keep, "heads", op->heads, 1);
     if (!f.failed && n_out != op->n_out) {
         PyErr_Format(PyExc_ValueError, "Program: ops[%zd].n_out is %d but out has %d entries",
                      index, n_out, op->n_out);
@@ -323,10 +333,11 @@ PyDoc_STRVAR(program_doc,
 "Program(weights, *, widths, ops, ropes, act='a8x2', max_rows=512)\n--\n\n"
 "A model as a flat list of ops over float32 row buffers.\n\n"
 "ops are mappings with the fields of octavo.h's oct_op_desc (kind by name: 'embed', 'norm',\n"
-"'norm_linear', 'attend', 'linear_add', 'gated_mlp', 'moe', 'head'); absent fields take -1 or 0;\n"
-"out, w and bias are an int or a sequence of at most 3. A moe has those of oct_moe_desc too\n"
-"(matrices: int32 [experts, 3]; absent: score 'sigmoid', groups 1, scale 1). ropes are mappings {freq: float64 array, dim,\n"
-"mscale, half_split}. An unknown field is a ValueError.");
+"'norm_linear', 'attend', 'head_linear', 'linear_add', 'gated_mlp', 'moe', 'head'); absent fields\n"
+"take -1 or 0; out, w and bias are an int or a sequence of at most 3. A moe has those of\n"
+"oct_moe_desc too (absent: score 'sigmoid', groups 1, scale 1); matrices is int32 [experts, 3] of a\n"
+"moe, [heads, 1] of a head_linear. ropes are mappings {freq: float64 array, dim, mscale,\n"
+"half_split}. An unknown field is a ValueError.");
 PyDoc_STRVAR(close_doc,
 "close($self)\n--\n\nFree the program. BusyError while a step runs it.");
 

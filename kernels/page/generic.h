@@ -14,6 +14,9 @@ oct_kstatus oct_page_generic_mix(const oct_mix_args *, void *lane);
 oct_kstatus oct_page_scaled_scores(const oct_scores_args *, oct_decode_fn codes, void *lane);
 oct_kstatus oct_page_scaled_mix(const oct_mix_args *, oct_decode_fn codes, void *lane);
 
+/* By the layouts of both roles; not for blocks whose units lie apart. */
+oct_kstatus oct_page_generic_turn(const oct_turn_args *);
+
 /* The most tokens that any of the queries sees: how much of the page there is to read. */
 static inline int oct_visible_max(const int *visible, int nq)
 {

@@ -16,12 +16,12 @@ if os.environ.get("OCTAVO_SANITIZER") == "tsan":
 WINDOWS = [(0, 0), (1, 2)]
 
 
-def open_cache(runtime, scheme, windows=(0, 0), **kw):
+def open_cache(runtime, scheme, windows=(0, 0), kind="heads", **kw):
     kw.setdefault("budget", 1 << 24)
     sinks, recent = windows
     return _core.Cache(
         runtime,
-        tiny.layers(scheme, form=kw.pop("form", None)),
+        tiny.KINDS[kind][1](scheme, form=kw.pop("form", None)),
         sink_pages=sinks,
         recent_pages=recent,
         **kw,
@@ -34,45 +34,52 @@ def runtime():
 
 
 @pytest.fixture(scope="module")
-def prog(runtime):
-    return tiny.program(runtime, "q4g32m", max_rows=300)
+def progs(runtime):
+    return {kind: make(runtime, "q4g32m", max_rows=300) for kind, (make, *_) in tiny.KINDS.items()}
+
+
+@pytest.fixture
+def prog(progs):
+    return progs["heads"]
 
 
 @pytest.mark.parametrize("windows", WINDOWS)
-@pytest.mark.parametrize("scheme", tiny.SCHEMES)
-def test_chunking_changes_no_bit(runtime, prog, scheme, windows):
-    ids = tiny.tokens(300)
-    whole = open_cache(runtime, scheme, windows)
+@pytest.mark.parametrize(("kind", "scheme"), tiny.CASES)
+def test_chunking_changes_no_bit(runtime, progs, kind, scheme, windows):
+    ids, prog, segments = tiny.tokens(300), progs[kind], tiny.KINDS[kind][2]
+    whole = open_cache(runtime, scheme, windows, kind)
     seq = whole.open()
     want = tiny.feed(prog, whole, seq, ids, [])
-    pages = tiny.sealed_bytes(whole, seq)
+    pages = tiny.sealed_bytes(whole, seq, segments=segments)
     assert scheme == "f32" or pages
     ragged = np.cumsum(np.random.default_rng(3).integers(1, 90, 20))
     for cuts in (range(1, 300), [c for c in ragged if c < 300], [64, 128, 192, 256], [63, 65, 127]):
-        cache = open_cache(runtime, scheme, windows)
+        cache = open_cache(runtime, scheme, windows, kind)
         other = cache.open()
         got = tiny.feed(prog, cache, other, ids, list(cuts))
         np.testing.assert_array_equal(got.view(np.uint32), want.view(np.uint32))
-        assert tiny.sealed_bytes(cache, other) == pages
+        assert tiny.sealed_bytes(cache, other, segments=segments) == pages
         cache.check()
 
 
 @pytest.mark.parametrize("form", ["f32", "q8", "q8x2"])
-def test_chunking_changes_no_bit_in_any_form(runtime, prog, form):
+@pytest.mark.parametrize(("kind", "scheme"), [("heads", "k8v4"), ("latent", "int4")])
+def test_chunking_changes_no_bit_in_any_form(runtime, progs, kind, scheme, form):
     ids = tiny.tokens(200)
     want = None
     for cuts in ([], range(1, 200), [70, 150]):
-        cache = open_cache(runtime, "k8v4", form=form)
-        got = tiny.feed(prog, cache, cache.open(), ids, list(cuts))
+        cache = open_cache(runtime, scheme, kind=kind, form=form)
+        got = tiny.feed(progs[kind], cache, cache.open(), ids, list(cuts))
         want = got if want is None else want
         np.testing.assert_array_equal(got.view(np.uint32), want.view(np.uint32))
 
 
 @pytest.mark.parametrize("windows", WINDOWS)
-@pytest.mark.parametrize("scheme", tiny.SCHEMES)
-def test_fork_and_truncate_equal_a_fresh_sequence(runtime, prog, scheme, windows):
+@pytest.mark.parametrize(("kind", "scheme"), tiny.CASES)
+def test_fork_and_truncate_equal_a_fresh_sequence(runtime, progs, kind, scheme, windows):
     ids, other = tiny.tokens(300), tiny.tokens(300, seed=2)
-    cache = open_cache(runtime, scheme, windows)
+    prog, segments = progs[kind], tiny.KINDS[kind][2]
+    cache = open_cache(runtime, scheme, windows, kind)
     seq = cache.open()
     tiny.feed(prog, cache, seq, ids[:200], [])
     for cut in (200, 199, 130, 128, 64, 40, 0):
@@ -84,16 +91,17 @@ def test_fork_and_truncate_equal_a_fresh_sequence(runtime, prog, scheme, windows
         cache.check()
         branch = cache.fork(twin)
         got = tiny.feed(prog, cache, branch, mixed[kept:], [])
-        fresh_cache = open_cache(runtime, scheme, windows)
+        fresh_cache = open_cache(runtime, scheme, windows, kind)
         fresh = fresh_cache.open()
         want = tiny.feed(prog, fresh_cache, fresh, mixed, [])[kept:]
         np.testing.assert_array_equal(got.view(np.uint32), want.view(np.uint32))
-        assert tiny.sealed_bytes(cache, branch) == tiny.sealed_bytes(fresh_cache, fresh)
+        pages = tiny.sealed_bytes(fresh_cache, fresh, segments=segments)
+        assert tiny.sealed_bytes(cache, branch, segments=segments) == pages
         cache.release(branch)
         cache.release(twin)
         cache.check()
     got = tiny.feed(prog, cache, seq, ids[200:], [])
-    fresh_cache = open_cache(runtime, scheme, windows)
+    fresh_cache = open_cache(runtime, scheme, windows, kind)
     want = tiny.feed(prog, fresh_cache, fresh_cache.open(), ids, [])[200:]
     np.testing.assert_array_equal(got.view(np.uint32), want.view(np.uint32))
 
@@ -115,17 +123,22 @@ def test_prefix_hits_equal_a_fresh_sequence(runtime, prog):
     cache.check()
 
 
-@pytest.mark.parametrize("scheme", ["bf16", "fp8", "k8v4", "int4-had"])
-@pytest.mark.parametrize("fmt", ["f32", "bf16", "w8", "w8g32", "q4g32", "q4g32z", "q4g32m"])
-def test_threads_batch_and_columns_change_no_bit(fmt, scheme):
+FORMATS = ["f32", "bf16", "w8", "w8g32", "q4g32", "q4g32z", "q4g32m"]
+COLUMNS = [("heads", s, f) for s in ("bf16", "fp8", "k8v4", "int4-had") for f in FORMATS]
+COLUMNS += [("latent", "int8", "bf16"), ("latent", "fp8", "w8"), ("latent", "int4-had", "q4g32")]
+COLUMNS += [("latent", "bf16", "q4g32m"), ("latent", "f16", "f32")]
+
+
+@pytest.mark.parametrize(("kind", "scheme", "fmt"), COLUMNS)
+def test_threads_batch_and_columns_change_no_bit(kind, fmt, scheme):
     """1, 2 and 4 threads; alone and among nine; scalar, avx2, avx512 and amx."""
     ids = tiny.tokens(150)
     want = None
     for isa in ISAS:
         for threads in (1, 2, 4):
             rt = _core.Runtime(threads, isa)
-            prog = tiny.program(rt, fmt, max_rows=512)
-            cache = open_cache(rt, scheme, budget=1 << 25)
+            prog = tiny.KINDS[kind][0](rt, fmt, max_rows=512)
+            cache = open_cache(rt, scheme, kind=kind, budget=1 << 25)
             solo = cache.open()
             got = tiny.feed(prog, cache, solo, ids, [100])
             want = got if want is None else want

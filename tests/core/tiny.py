@@ -23,6 +23,17 @@ SCHEMES = {
 }
 
 
+# Latent attention: widths of latent and rotated key, and of a head without position and its value.
+RANK, ROPE, NOPE, V = 64, 16, 32, 48
+EXPERTS, TOP = 4, 2
+
+
+def latent_layers(scheme: str, n: int = LAYERS, *, form=None, rank: int = RANK, rope: int = ROPE):
+    k, _, transform = SCHEMES[scheme]
+    one = {"latent": True, "kv_heads": 1, "k_width": rank, "v_width": rope, "k_format": k}
+    return [one | {"k_transform": transform, "form": form}] * n
+
+
 def layers(scheme: str, n: int = LAYERS, *, kv_heads: int = KV_HEADS, dim: int = DIM, form=None):
     k, v, transform = SCHEMES[scheme]
     one = {"kv_heads": kv_heads, "k_width": dim, "v_width": dim, "k_format": k, "v_format": v}
@@ -120,6 +131,65 @@ def program(
     return _core.Program(weights, widths=widths, ops=ops, ropes=ropes, act=act, max_rows=max_rows)
 
 
+def latent_program(
+    runtime: _core.Runtime, fmt: str = "f32", act: str = "a8x2", seed: int = 0, max_rows: int = 128
+) -> _core.Program:
+    """The same with latent attention, and a mixture of experts in the second layer."""
+    rng = np.random.default_rng(seed)
+    weights = _core.Weights(runtime)
+
+    def w(n, k, how=fmt):
+        return matrix(weights, how, rng.standard_normal((n, k)) / np.sqrt(k))
+
+    def norm(n):
+        return weights.vector((1 + 0.1 * rng.standard_normal(n)).astype(np.float32))
+
+    def heads(n, k):
+        return np.array([[w(n, k)] for _ in range(HEADS)], np.int32)
+
+    embed = matrix(weights, fmt, rng.standard_normal((VOCAB, HIDDEN)) / 2)
+    names = ("x", "q", "kv", "ql", "ol", "a", "n", "router")
+    x, q, kv, ql, ol, a, n, router = range(len(names))
+    widths = [HIDDEN, HEADS * (NOPE + ROPE), RANK + ROPE, HEADS * (RANK + ROPE), HEADS * RANK,
+              HEADS * V, HIDDEN, EXPERTS + 2 * TOP]  # fmt: skip
+    ops = [{"kind": "embed", "out": [x], "w": [embed]}]
+    for layer in range(LAYERS):
+        ops += [
+            {"kind": "norm_linear", "in": x, "out": [q, kv], "norm": norm(HIDDEN), "eps": 1e-5,
+             "w": [w(widths[q], HIDDEN), w(widths[kv], HIDDEN)]},
+            {"kind": "head_linear", "in": q, "out": [ql], "heads": HEADS,
+             "matrices": heads(RANK, NOPE)},
+            {"kind": "attend", "in": ql, "in2": kv, "out": [ol], "layer": layer, "heads": HEADS,
+             "rope": 0, "scale": (NOPE + ROPE) ** -0.5, "k_norm": norm(RANK), "eps": 1e-6},
+            {"kind": "head_linear", "in": ol, "out": [a], "heads": HEADS,
+             "matrices": heads(V, RANK)},
+            {"kind": "linear_add", "in": a, "out": [x], "w": [w(HIDDEN, HEADS * V)]},
+            {"kind": "norm", "in": x, "out": [n], "norm": norm(HIDDEN), "eps": 1e-5},
+        ]  # fmt: skip
+        shapes = [(INNER, HIDDEN), (INNER, HIDDEN), (HIDDEN, INNER)]
+        if layer:
+            ops.append(
+                {"kind": "moe", "in": n, "out": [x, router], "experts": EXPERTS, "top": TOP,
+                 "w": [w(EXPERTS, HIDDEN, "bf16")], "renorm": True, "scale": 2.0,
+                 "matrices": np.array([[w(*s) for s in shapes] for _ in range(EXPERTS)], np.int32)}
+            )  # fmt: skip
+        ops.append({"kind": "gated_mlp", "in": n, "out": [x], "w": [w(*s) for s in shapes]})
+    ops.append({"kind": "norm", "in": x, "out": [n], "norm": norm(HIDDEN), "eps": 1e-5})
+    ops.append({"kind": "head", "in": n, "w": [embed]})
+    freq = 10000.0 ** (-2.0 * np.arange(ROPE // 2) / ROPE)
+    ropes = [{"freq": freq, "dim": ROPE, "mscale": 1.0, "half_split": False}]
+    return _core.Program(weights, widths=widths, ops=ops, ropes=ropes, act=act, max_rows=max_rows)
+
+
+# How the two models keep their history: program, layers of a scheme, names of a page's segments.
+KINDS = {
+    "heads": (program, layers, ("k", "v")),
+    "latent": (latent_program, latent_layers, ("latent", "rope")),
+}
+# k8v4 is two formats, and a latent has one.
+CASES = [(k, s) for k in KINDS for s in SCHEMES if (k, s) != ("latent", "k8v4")]
+
+
 def tokens(n: int, seed: int = 1) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, VOCAB, n).astype(np.int32)
 
@@ -136,12 +206,12 @@ def feed(prog, cache, seq, ids, cuts) -> np.ndarray:
     return np.concatenate(out)
 
 
-def sealed_bytes(cache, seq, n_layers: int = LAYERS) -> bytes:
+def sealed_bytes(cache, seq, n_layers: int = LAYERS, segments=("k", "v")) -> bytes:
     """Every stored byte of every sealed page of the sequence."""
     blob = []
     for index in range((cache.length(seq) + 63) // 64):
         for layer in range(n_layers):
-            for segment in "kv":
+            for segment in segments:
                 page = cache.page(seq, layer, index, segment)
                 if page.sealed:
                     blob += [page.array(part["name"]).tobytes() for part in page.parts()]

@@ -258,6 +258,15 @@ def decode_block(fmt, isa, block, d, role, tokens=64, stride=None):
     return out.view(F32).reshape((d, 64) if role == "k" else (64, d))
 
 
+def turn(fmt, isa, block, d, tokens=64, stride=None):
+    """The V block of a K block; what is not turned stays at the fill of 0xA5 bytes."""
+    raw, out = aligned(layout(fmt, isa, d, "v")["bytes"])
+    unit = block.nbytes // 4 if stride is None else stride
+    assert _probe.page_turn(fmt, isa, block, unit, d, tokens, out) == 0
+    assert intact(raw, out), "turn wrote outside the block"
+    return out
+
+
 def unpack(part, block):
     """The logical array of one part, by its descriptor alone."""
     dtype, shape = DTYPES[part["dtype"]], list(part["shape"])

@@ -88,6 +88,43 @@ def test_open_pages_have_units_apart(fmt, isa, role):
     assert np.array_equal(image, po.decode_block(fmt, "scalar", block, d, role))
 
 
+@pytest.mark.parametrize("d", WIDTHS)
+@pytest.mark.parametrize(("fmt", "isa"), COLUMNS)
+def test_a_turned_block_is_the_other_role_of_the_same(fmt, isa, d):
+    """Sealed rows as `seal` would have laid them out for V, and any other bytes as well."""
+    need(isa)
+    rows = own_rows(fmt, po.hostile(d)["gauss"])
+    keys, _ = po.seal(fmt, isa, rows, "k")
+    values, _ = po.seal(fmt, isa, rows, "v")
+    np.testing.assert_array_equal(po.turn(fmt, isa, keys, d), values)
+    _, noise = po.aligned(keys.nbytes)
+    noise[:] = np.random.default_rng(d).integers(0, 256, keys.nbytes)
+    turned = po.turn(fmt, isa, noise, d)
+    parts = [po.layout(fmt, isa, d, role)["parts"] for role in "kv"]
+    for k, v in zip(*parts, strict=True):
+        got, want = (np.ascontiguousarray(po.unpack(*x)) for x in ((v, turned), (k, noise)))
+        np.testing.assert_array_equal(got.view(np.uint8), want.view(np.uint8), k["name"])
+
+
+@pytest.mark.parametrize("tokens", [1, 16, 17, 48, 64])
+@pytest.mark.parametrize("fmt", list(PLAIN))
+@pytest.mark.parametrize("isa", po.ISAS)
+def test_open_units_are_turned_side_by_side(fmt, isa, tokens):
+    need(isa)
+    d = 80
+    rows = own_rows(fmt, po.hostile(d)["gauss"])
+    keys, _ = po.seal(fmt, isa, rows, "k")
+    values, _ = po.seal(fmt, isa, rows, "v")
+    unit = keys.nbytes // 4
+    stride, whole = unit + 192, -(-tokens // 16)
+    _, apart = po.aligned(4 * stride, fill=0xFF)
+    for u in range(whole):
+        apart[u * stride : u * stride + unit] = keys[u * unit : (u + 1) * unit]
+    got = po.turn(fmt, isa, apart, d, tokens, stride)
+    np.testing.assert_array_equal(got[: whole * unit], values[: whole * unit])
+    assert (got[whole * unit :] == 0xA5).all()
+
+
 @pytest.mark.parametrize("d", [16, 64, 80, 576])
 @pytest.mark.parametrize("role", ["k", "v"])
 @pytest.mark.parametrize(("fmt", "isa"), COLUMNS)
@@ -257,5 +294,5 @@ def test_every_column_says_who_serves_a_slot():
     for fmt in FORMATS:
         for isa in po.ISAS:
             slots = _probe.page_columns(fmt, isa)
-            assert "f32" in slots and set(slots) <= {"seal", "decode", "f32", "q8", "q8x2"}
+            assert "f32" in slots and set(slots) <= {"seal", "decode", "turn", "f32", "q8", "q8x2"}
             assert ("q8" in slots) == (fmt in ("int8", "int4"))

@@ -146,7 +146,7 @@ def test_gguf_refusals_name_what_is_wrong(tiny_llama, change, error, text):
     ("change", "error", "text"),
     [
         ({"architectures": ["GemmaForCausalLM"]}, UnsupportedError, "Gemma"),
-        ({"architectures": None}, UnsupportedError, "known: LlamaForCausalLM"),
+        ({"architectures": None}, UnsupportedError, "known: DeepseekV3ForCausalLM"),
         ({"hidden_act": "gelu"}, UnsupportedError, "activation"),
         ({"num_hidden_layers": 2.0}, CheckpointError, "num_hidden_layers"),
         ({"num_hidden_layers": 1}, CheckpointError, "not part of family"),
@@ -282,4 +282,4 @@ def test_which_layers_of_qwen3_moe_have_experts(tmp_path):
             other, _ = model_of(checkpoint)
         assert [n for n in range(4) if not other.is_moe(n)] == list(dense)
     moe = program.ops[4]
-    assert moe.experts[7] == tuple(f"layers.0.moe.7.{p}" for p in ("gate", "up", "down"))
+    assert moe.matrices[7] == tuple(f"layers.0.moe.7.{p}" for p in ("gate", "up", "down"))

@@ -13,7 +13,7 @@ oct_kstatus oct_op_rope_scalar(const oct_rope_args *a, size_t lo, size_t hi)
     for (size_t row = lo; row < hi; row++) {
         const float *cs = a->cs + row * (size_t)a->d;
         for (int h = 0; h < a->heads; h++) {
-            float *x = a->x + row * a->ldx + (size_t)h * (size_t)a->d;
+            float *x = a->x + row * a->ldx + (size_t)h * a->ldh;
             for (int i = 0; i < half; i++) {
                 float *p = x + i * step, *q = p + apart;
                 const float u = *p, v = *q, c = cs[2 * i], s = cs[2 * i + 1];

@@ -1,6 +1,7 @@
 /* bf16 page, AVX-512 column. */
 #include "kernels/page/bf16/bf16.h"
 #include "kernels/page/float_avx512.h"
+#include "kernels/page/turn_x86.h"
 #include "kernels/page/units_x86.h"
 
 static inline void widen16(float *out, const void *x)
@@ -37,8 +38,13 @@ static oct_kstatus mix(const oct_mix_args *a, void *lane)
     return OCT_K_OK;
 }
 
+static oct_kstatus turn(const oct_turn_args *a)
+{
+    return oct_turn16_x86(a);
+}
+
 const oct_page_kernels oct_page_bf16_avx512 = {
-    .seal = seal, .decode = decode,
+    .seal = seal, .decode = decode, .turn = turn,
     .scores = {[OCT_FORM_F32] = scores},
     .mix = {[OCT_FORM_F32] = mix},
 };

@@ -1,5 +1,6 @@
 /* f16 page, AVX2 column. */
 #include "kernels/page/f16/f16.h"
+#include "kernels/page/turn_x86.h"
 #include "kernels/page/units_x86.h"
 
 static inline void widen16(float *out, const void *x)
@@ -19,4 +20,9 @@ static oct_kstatus decode(const oct_decode_args *a)
     return oct_units_decode16(a, 2, widen16);
 }
 
-const oct_page_kernels oct_page_f16_avx2 = {.seal = seal, .decode = decode};
+static oct_kstatus turn(const oct_turn_args *a)
+{
+    return oct_turn16_x86(a);
+}
+
+const oct_page_kernels oct_page_f16_avx2 = {.seal = seal, .decode = decode, .turn = turn};

@@ -1,6 +1,7 @@
 /* f16 page, AVX-512 column. */
 #include "kernels/page/f16/f16.h"
 #include "kernels/page/float_avx512.h"
+#include "kernels/page/turn_x86.h"
 #include "kernels/page/units_x86.h"
 
 static inline __m512 widen(const void *x)
@@ -42,8 +43,13 @@ static oct_kstatus mix(const oct_mix_args *a, void *lane)
     return OCT_K_OK;
 }
 
+static oct_kstatus turn(const oct_turn_args *a)
+{
+    return oct_turn16_x86(a);
+}
+
 const oct_page_kernels oct_page_f16_avx512 = {
-    .seal = seal, .decode = decode,
+    .seal = seal, .decode = decode, .turn = turn,
     .scores = {[OCT_FORM_F32] = scores},
     .mix = {[OCT_FORM_F32] = mix},
 };

@@ -1,5 +1,6 @@
 /* f16 page, scalar column: what the format means. */
 #include "kernels/page/f16/f16.h"
+#include "kernels/page/turn.h"
 
 static oct_kstatus layout(int d, oct_role role, oct_page_layout *out)
 {
@@ -16,4 +17,11 @@ static oct_kstatus decode(const oct_decode_args *a)
     return oct_units_decode(OCT_F16, a);
 }
 
-const oct_page_kernels oct_page_f16_scalar = {.layout = layout, .seal = seal, .decode = decode};
+static oct_kstatus turn(const oct_turn_args *a)
+{
+    return oct_turn_units(OCT_F16, a);
+}
+
+const oct_page_kernels oct_page_f16_scalar = {
+    .layout = layout, .seal = seal, .decode = decode, .turn = turn,
+};

@@ -1,5 +1,6 @@
 /* f32 page, scalar column: what the format means. */
 #include "kernels/page/f32/f32.h"
+#include "kernels/page/turn.h"
 
 static oct_kstatus layout(int d, oct_role role, oct_page_layout *out)
 {
@@ -16,4 +17,11 @@ static oct_kstatus decode(const oct_decode_args *a)
     return oct_units_decode(OCT_F32, a);
 }
 
-const oct_page_kernels oct_page_f32_scalar = {.layout = layout, .seal = seal, .decode = decode};
+static oct_kstatus turn(const oct_turn_args *a)
+{
+    return oct_turn_units(OCT_F32, a);
+}
+
+const oct_page_kernels oct_page_f32_scalar = {
+    .layout = layout, .seal = seal, .decode = decode, .turn = turn,
+};

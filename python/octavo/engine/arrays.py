@@ -54,6 +54,10 @@ class Cache:
     kv : str or KVScheme
     v_dim : int, optional
         Width of a value head, if it differs from `head_dim`.
+    rope_dim : int, optional
+        Latent attention (MLA): each token has one latent of `head_dim`, keys and values both, and
+        one rotated key of this width; `kv_heads` is 1. `k` and `v` of `append` are these two, a
+        query is ``head_dim + rope_dim`` wide, an output `head_dim`, and `scale` has no default.
     memory : int or str
         Budget of pages in bytes.
     threads : int, optional
@@ -71,13 +75,11 @@ class Cache:
     """
 
     def __init__(self, layers: int, kv_heads: int, head_dim: int, kv: str | KVScheme = "bf16", *,
-                 v_dim: int | None = None, memory: int | str = _DEFAULT_MEMORY,
-                 threads: int | None = None) -> None:  # fmt: skip
+                 v_dim: int | None = None, rope_dim: int | None = None,
+                 memory: int | str = _DEFAULT_MEMORY, threads: int | None = None) -> None:  # fmt: skip
         for name, value in (("layers", layers), ("kv_heads", kv_heads), ("head_dim", head_dim)):
             check_count(f"Cache: {name}", value, _WIDEST)
-        v_dim = head_dim if v_dim is None else v_dim
-        check_count("Cache: v_dim", v_dim, _WIDEST)
-        shape = LayerShape(kv_heads, head_dim, v_dim)
+        shape = _shape(kv_heads, head_dim, v_dim, rope_dim)
         self.kv = KVScheme.parse(kv)
         self.runtime = default_runtime(threads)
         budget = parse_bytes(memory)
@@ -186,7 +188,7 @@ class CacheSequence:
         """
         self._check_open("append")
         layers, shape = len(self._pool.shapes), self._pool.shapes[0]
-        factor = _factor(scale, shape.k_width)
+        factor = _factor(scale, shape)
         k = _rows("k", k, layers, shape.kv_heads, shape.k_width)
         n = k.shape[1]
         v = _rows("v", v, layers, shape.kv_heads, shape.v_width, n)
@@ -194,12 +196,12 @@ class CacheSequence:
             self._pool.core.append(self._handle, k.reshape(-1), v.reshape(-1), n)
             return None
         squeeze = layers == 1 and np.ndim(q) == 3
-        q = _rows("q", q, layers, None, shape.k_width, n)
+        q = _rows("q", q, layers, None, shape.q_width, n)
         heads = q.shape[2]
         out = self._pool.core.append(
             self._handle, k.reshape(-1), v.reshape(-1), n, q=q.reshape(-1), heads=heads,
             scale=factor,
-        ).reshape(layers, n, heads, shape.v_width)  # fmt: skip
+        ).reshape(layers, n, heads, shape.out_width)  # fmt: skip
         return out[0] if squeeze else out
 
     def attend(self, q: F32, layer: int = 0, scale: float | None = None) -> F32:
@@ -218,8 +220,8 @@ class CacheSequence:
         """
         self._check_open("attend")
         shape = self._pool.shapes[0]
-        q = _rows("q", q, 1, None, shape.k_width)[0]
-        factor = _factor(scale, shape.k_width)
+        q = _rows("q", q, 1, None, shape.q_width)[0]
+        factor = _factor(scale, shape)
         return self._pool.core.attend(self._handle, layer, q, q.shape[1], factor)
 
     def page(self, layer: int, index: int) -> PageView:
@@ -284,10 +286,26 @@ class CacheSequence:
         self._pool.sweep()
 
 
-def _factor(scale: Any, width: int) -> float:
-    """Return the factor of the scores: `scale`, or width ** -0.5 for None."""
+def _shape(kv_heads: int, head_dim: int, v_dim: int | None, rope_dim: int | None) -> LayerShape:
+    if rope_dim is None:
+        v_dim = head_dim if v_dim is None else v_dim
+        check_count("Cache: v_dim", v_dim, _WIDEST)
+        return LayerShape(kv_heads, head_dim, v_dim)
+    check_count("Cache: rope_dim", rope_dim, _WIDEST)
+    if kv_heads != 1 or v_dim is not None:
+        raise ValueError(
+            f"Cache: rope_dim={rope_dim} with kv_heads={kv_heads} and v_dim={v_dim}; legal: one "
+            "latent for all heads (kv_heads=1), which is the values too (no v_dim)"
+        )
+    return LayerShape(1, head_dim, rope_dim, latent=True)
+
+
+def _factor(scale: Any, shape: LayerShape) -> float:
+    """Return the factor of the scores: `scale`, or head_dim ** -0.5 for None."""
+    if scale is None and shape.latent:
+        raise ValueError("scale is None; legal: a float, since a latent's width does not tell it")
     if scale is None:
-        return width**-0.5
+        return shape.k_width**-0.5
     if isinstance(scale, bool | np.bool_) or not isinstance(scale, _REALS):
         raise TypeError(f"scale must be a float, not {type(scale).__name__}")
     if not abs(scale) <= _F32_MOST:

@@ -1,4 +1,4 @@
-"""How far one cache is from another of the same history: per layer, per page, K and V apart."""
+"""How far one cache is from another of the same history: per layer, page and segment."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -22,6 +22,8 @@ class CacheDiff:
         Schemes.
     sealed : numpy.ndarray of bool, shape (pages,)
         Pages that are sealed in `other` (open rows are not quantized).
+    segments : tuple of str
+        What `k_` and `v_` below are of: keys and values, or latent and rotated key.
     k_snr, v_snr : numpy.ndarray of float64, shape (layers, pages)
         Signal-to-noise in dB, 10 log10(sum x^2 / sum (x - y)^2); inf where nothing differs.
     k_max, v_max : numpy.ndarray of float64, shape (layers, pages)
@@ -30,6 +32,7 @@ class CacheDiff:
 
     base: str
     other: str
+    segments: tuple[str, str]
     sealed: npt.NDArray[np.bool_]
     k_snr: npt.NDArray[np.float64]
     v_snr: npt.NDArray[np.float64]
@@ -71,16 +74,17 @@ def diff(base: "Sequence", other: "Sequence") -> CacheDiff:
     for layer in range(layers):
         for page in range(pages):
             x_page, y_page = (open_page(s, layer, page) for s in (base, other))
-            sealed[page] = y_page.k.sealed
-            for side, name in enumerate(("k", "v")):
-                x, y = (_values(p, name) for p in (x_page, y_page))
+            for side, name in enumerate(y_page.segments):
+                sealed[page] = y_page.segments[name].sealed
+                x, y = (_values(p.segments[name]) for p in (x_page, y_page))
                 snr[side, layer, page] = _snr(x, y)
                 most[side, layer, page] = np.abs(x - y).max(initial=0.0)
-    return CacheDiff(str(base.scheme), str(other.scheme), sealed, *snr, *most)
+    names = base._pool.shapes[0].segments
+    return CacheDiff(str(base.scheme), str(other.scheme), names, sealed, *snr, *most)
 
 
-def _values(page, side):
-    return getattr(page, side).dequantize("model").astype(np.float64)
+def _values(segment):
+    return segment.dequantize("model").astype(np.float64)
 
 
 def _snr(x, y):

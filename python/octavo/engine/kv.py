@@ -10,7 +10,7 @@ import numpy as np
 from octavo.errors import ClosedError
 
 from .ends import close_at_exit
-from .pages import Holder, PageView, Segment, open_page
+from .pages import Holder, PageView, Segment, Segments, open_page
 from .pool import PAGE_TOKENS, Pool
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ class KVView:
     def edit(self, layer: int, index: int) -> "Iterator[EditView]":
         """Open one sealed page for writing; a context manager.
 
-        Inside, ``page.k.codes`` and the other views may be written, of `k` and `v` one at a time.
+        Inside, ``page.k.codes`` and the other views may be written, of one segment at a time.
         If other sequences share the page it is copied first. Drop the views before the block ends.
         From then on the sequence is marked as edited, and its pages never enter the prefix index.
 
@@ -157,8 +157,8 @@ class Loan:
             self._core = None
 
 
-class EditView:
-    """One sealed page, writable: `k` and `v`, one of them at a time.
+class EditView(Segments):
+    """One sealed page, writable, one segment at a time.
 
     The core lends one segment of a page for writing. Using the other one ends the first one's
     loan, with `BufferError` while views of it are left.
@@ -167,7 +167,8 @@ class EditView:
     def __init__(self, sequence: Holder, layer: int, index: int) -> None:
         self.layer, self.index = layer, index
         self._loan = Loan(sequence, layer, index)
-        self.k, self.v = EditSegment(self._loan, "k"), EditSegment(self._loan, "v")
+        names = sequence._pool.shapes[layer].segments
+        self.segments = {name: EditSegment(self._loan, name) for name in names}
 
     def close(self) -> None:
         """End the edit; `BufferError` while writable views are left: it ends with the last."""
@@ -175,7 +176,7 @@ class EditView:
 
 
 class EditSegment(Segment):
-    """Keys or values of a page under edit: its views may be written."""
+    """A segment of a page under edit: its views may be written."""
 
     def __init__(self, loan: Loan, side: str) -> None:
         super().__init__(*loan.place, side, loan.page(side))

@@ -139,6 +139,7 @@ class _Loader:
         self._core, self._tensors, self._scheme = core, tensors, scheme
         self._waiting: list[tuple[TensorUse, str, dict[str, Any]]] = []
         self._bytes = 0
+        self._whole: tuple[str, Any] = ("", None)
         self.done: dict[str, tuple[int, str, str, int]] = {}
 
     def add(self, use: TensorUse) -> int:
@@ -152,15 +153,24 @@ class _Loader:
             return 1
         held = self._scheme.format_of(use.role)
         held = _stored_format(tensor.type) if held == CHECKPOINT else held
-        source = stored_source(tensor, held, use)
+        source = None if use.cut else stored_source(tensor, held, use)
         if source is None:
             before = self._core.nbytes
-            handle = _add_converted(self._core, tensor, held, use, self._scheme.grid)
+            values = self._piece(tensor, use) if use.cut else tensor.dequantize()
+            handle = _add_converted(self._core, values, held, use, self._scheme.grid)
             self.done[use.role] = (handle, tensor.type, held, self._core.nbytes - before)
             return 1
         self._waiting.append((use, tensor.type, source))
         self._bytes += tensor.nbytes
         return self.flush() if self._bytes >= _PASS_BYTES else 0
+
+    def _piece(self, tensor: Any, use: TensorUse) -> npt.NDArray[np.float32]:
+        """Return the part of a tensor that a use is; its pieces come one after the other."""
+        if self._whole[0] != use.tensor:
+            self._whole = ("", None)  # the one before goes first
+            self._whole = (use.tensor, tensor.dequantize())
+        piece = self._whole[1][use.cut.first : use.cut.end]
+        return piece.T if use.cut.transposed else piece
 
     def flush(self) -> int:
         """Pack what waits; return how many that were."""
@@ -192,17 +202,16 @@ def stored_source(tensor: Any, held: str, use: TensorUse) -> dict[str, Any] | No
 
 
 def _add_converted(
-    core: Any, tensor: Any, held: str, use: TensorUse, grid: int | str | None
+    core: Any, values: npt.NDArray[np.float32], held: str, use: TensorUse, grid: int | str | None
 ) -> int:
-    """Pack one matrix in a format that is not the stored one, and return its handle."""
-    values = tensor.dequantize()
+    """Pack one matrix that does not lie in the file as it is held, and return its handle."""
     if is_grouped(held):
         if use.row_map is not None:
             values = values[use.row_map]
         try:
             return add_quantized(core, rtn.quantize(values, held, grid))
         except ValueError as error:
-            raise CheckpointError(f"tensor {tensor.name!r} ({use.role}): {error}") from error
+            raise CheckpointError(f"tensor {use.tensor!r} ({use.role}): {error}") from error
     return add_values(core, held, cast_values(values, held, use.role), use.row_map)
 
 

@@ -107,7 +107,7 @@ class Holder(Protocol):
 
 
 class Segment:
-    """Keys or values of one page of one layer.
+    """Keys or values (or the latent, or its rotated key) of one page of one layer.
 
     It keeps the sequence alive, but pins no page (views do): one that was truncated, edited or
     sealed since raises `StaleHandleError`, and one of a closed sequence `ClosedError`.
@@ -126,7 +126,9 @@ class Segment:
         pool = sequence._pool
         scheme = pool.scheme.of_layer(layer, len(pool.shapes))
         self.format: str = core.format
-        self.transform = scheme.k_transform if side == "k" else scheme.v_transform
+        transforms = {"k": scheme.k_transform, "v": scheme.v_transform,
+                      "latent": scheme.k_transform}  # fmt: skip
+        self.transform = transforms.get(side)
 
     def _page(self) -> Any:
         return self._core
@@ -249,15 +251,53 @@ class Segment:
         return f"<{state} {self._at[2]} of {self.tokens} tokens in {self.format}{basis}>"
 
 
-class PageView:
-    """One page of one layer: `k` and `v`."""
+class Segments:
+    """What a page of a layer holds: `k` and `v`, or `latent` and `rope` where attention is MLA.
 
-    def __init__(self, layer: int, index: int, k: Segment, v: Segment) -> None:
-        self.layer, self.index = layer, index
-        self.k, self.v = k, v
+    Attributes
+    ----------
+    segments : dict of str to Segment
+        Both, by name.
+    """
+
+    segments: "dict[str, Segment]"
+
+    @property
+    def k(self) -> Segment:
+        """Keys."""
+        return self._named("k")
+
+    @property
+    def v(self) -> Segment:
+        """Values."""
+        return self._named("v")
+
+    @property
+    def latent(self) -> Segment:
+        """What is keys and values both (MLA), one for all heads."""
+        return self._named("latent")
+
+    @property
+    def rope(self) -> Segment:
+        """The rotated key beside the latent (MLA), one for all heads."""
+        return self._named("rope")
+
+    def _named(self, name: str) -> Segment:
+        if name not in self.segments:
+            have = " and ".join(map(repr, self.segments))
+            raise AttributeError(f"this layer's pages have no {name!r}; they have {have}")
+        return self.segments[name]
+
+
+class PageView(Segments):
+    """One page of one layer."""
+
+    def __init__(self, layer: int, index: int, segments: dict[str, Segment]) -> None:
+        self.layer, self.index, self.segments = layer, index, segments
 
     def __repr__(self) -> str:
-        return f"<page {self.index} of layer {self.layer}: k {self.k!r}, v {self.v!r}>"
+        parts = ", ".join(f"{name} {s!r}" for name, s in self.segments.items())
+        return f"<page {self.index} of layer {self.layer}: {parts}>"
 
     def _repr_html_(self) -> str:
         from .repr import page_html
@@ -268,8 +308,8 @@ class PageView:
 def open_page(sequence: Holder, layer: int, index: int) -> PageView:
     """Make the view of one page."""
     core = sequence._pool.core
-    k, v = (
-        Segment(sequence, layer, index, side, core.page(sequence._handle, layer, index, side))
-        for side in "kv"
-    )
-    return PageView(layer, index, k, v)
+    segments = {
+        side: Segment(sequence, layer, index, side, core.page(sequence._handle, layer, index, side))
+        for side in sequence._pool.shapes[layer].segments
+    }
+    return PageView(layer, index, segments)

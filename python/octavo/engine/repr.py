@@ -114,7 +114,7 @@ def page_html(page: "PageView") -> str:
     body = [
         (side, s.format, "sealed" if s.sealed else "open", str(s.transform or "-"),
          str(s.tokens), f"{s.nbytes:,}")
-        for side, s in (("k", page.k), ("v", page.v))
+        for side, s in page.segments.items()
     ]  # fmt: skip
     head = ("", "format", "state", "basis", "tokens", "bytes")
     return html_table(head, body, f"page {page.index} of layer {page.layer}")
@@ -132,7 +132,8 @@ def ledger_html(ledger: "Ledger") -> str:
 
 
 def _diff_rows(diff: "CacheDiff") -> tuple[Row, list[Row]]:
-    head = ("layer", "K snr dB", "V snr dB", "K max", "V max")
+    k, v = (name.upper() if len(name) == 1 else name for name in diff.segments)
+    head = ("layer", f"{k} snr dB", f"{v} snr dB", f"{k} max", f"{v} max")
     body = []
     pages = diff.sealed if diff.sealed.any() else ~diff.sealed
     for layer in range(len(diff.k_snr)):

@@ -34,6 +34,7 @@ FAMILIES = {
     "qwen3": (("qwen3",), ("Qwen3ForCausalLM",)),
     "qwen3_moe": ((), ("Qwen3MoeForCausalLM",)),
     "mixtral": ((), ("MixtralForCausalLM",)),
+    "deepseek": ((), ("DeepseekV3ForCausalLM", "KimiK25ForConditionalGeneration")),
 }
 
 
@@ -104,12 +105,12 @@ def check_tensors(spec: ModelSpec, tensors: Mapping[str, Any], source: str) -> d
         if tensor is None:
             raise CheckpointError(
                 f"{source}: tensor {use.tensor!r} ({use.role}) is missing; "
-                f"legal: one of shape {list(use.shape)}"
+                f"legal: one of shape {list(use.stored_shape)}"
             )
-        if tuple(tensor.shape) != use.shape:
+        if tuple(tensor.shape) != use.stored_shape:
             raise CheckpointError(
                 f"{source}: tensor {use.tensor!r} ({use.role}) has shape {list(tensor.shape)}; "
-                f"legal: {list(use.shape)}, as the metadata says"
+                f"legal: {list(use.stored_shape)}, as the metadata says"
             )
         left.pop(use.tensor, None)
     skipped = {}

@@ -12,7 +12,8 @@ import numpy.typing as npt
 
 from octavo.errors import CheckpointError
 
-from .spec import ModelSpec, Op, Program, TensorUse
+from . import latent
+from .spec import Mixture, ModelSpec, Op, Program, TensorUse
 
 # Role to tensor name; {} is the layer.
 GGUF_NAMES = {
@@ -35,6 +36,7 @@ HF_NAMES = {
     "layers.{}.attn.k_norm": f"{_HF}self_attn.k_norm",
     "layers.{}.mlp.gate": f"{_HF}mlp.gate_proj", "layers.{}.mlp.up": f"{_HF}mlp.up_proj",
     "layers.{}.mlp.down": f"{_HF}mlp.down_proj", "layers.{}.moe.router": f"{_HF}mlp.gate",
+    "layers.{}.moe.router.bias": f"{_HF}mlp.gate.e_score_correction_bias",
     "layers.{}.moe.{}.gate": f"{_HF}mlp.experts.{{}}.gate_proj",
     "layers.{}.moe.{}.up": f"{_HF}mlp.experts.{{}}.up_proj",
     "layers.{}.moe.{}.down": f"{_HF}mlp.experts.{{}}.down_proj",
@@ -84,6 +86,9 @@ def tensor_uses(
             if part in spec.biases:
                 bias = TensorUse(f"{role}.bias", f"{stem}.bias", shape[:1], maps.get(part))
                 uses.append(bias)
+        if spec.latent is not None:
+            kv_b = f"{names['layers.{}.attn.kv_b'].format(layer)}.weight"
+            uses += latent.head_uses(spec, spec.latent, layer, kv_b)
         uses += _expert_uses(spec, layer, names)
     uses.append(TensorUse("norm", f"{names['norm']}.weight", (spec.hidden,)))
     if not spec.tied:
@@ -94,16 +99,34 @@ def tensor_uses(
 def _expert_uses(spec: ModelSpec, layer: int, names: Mapping[str, str]) -> list[TensorUse]:
     if spec.moe is None or not spec.is_moe(layer):
         return []
-    inner, hidden = spec.moe.inner, spec.hidden
-    shapes = {"gate": (inner, hidden), "up": (inner, hidden), "down": (hidden, inner)}
-    return [
+    shapes = _mlp_shapes(spec, spec.moe.inner)
+    out = [
         TensorUse(f"layers.{layer}.moe.{e}.{part}",
                   f"{names[f'layers.{{}}.moe.{{}}.{part}'].format(layer, e)}.weight", shapes[part])
         for e in range(spec.moe.experts) for part in EXPERT
     ]  # fmt: skip
+    if spec.moe.bias:
+        role = "layers.{}.moe.router.bias"
+        out.append(TensorUse(role.format(layer), names[role].format(layer), (spec.moe.experts,)))
+    return out
+
+
+def _mlp_shapes(spec: ModelSpec, inner: int) -> dict[str, tuple[int, ...]]:
+    return {"gate": (inner, spec.hidden), "up": (inner, spec.hidden), "down": (spec.hidden, inner)}
 
 
 def _layer_shapes(spec: ModelSpec, layer: int) -> dict[str, tuple[int, ...]]:
+    shapes = _attention_shapes(spec) if spec.latent is None else latent.shapes(spec, spec.latent)
+    shapes["mlp.norm"] = (spec.hidden,)
+    if spec.moe is None or not spec.is_moe(layer):
+        return shapes | {f"mlp.{p}": n for p, n in _mlp_shapes(spec, spec.ffn).items()}
+    shapes["moe.router"] = (spec.moe.experts, spec.hidden)
+    if spec.moe.shared:
+        shapes |= {f"shared.{p}": n for p, n in _mlp_shapes(spec, spec.moe.shared).items()}
+    return shapes
+
+
+def _attention_shapes(spec: ModelSpec) -> dict[str, tuple[int, ...]]:
     q, kv = spec.heads * spec.head_dim, spec.kv_heads * spec.head_dim
     shapes: dict[str, tuple[int, ...]] = {
         "attn.norm": (spec.hidden,),
@@ -112,13 +135,7 @@ def _layer_shapes(spec: ModelSpec, layer: int) -> dict[str, tuple[int, ...]]:
     }  # fmt: skip
     if spec.qk_norm:
         shapes |= {"attn.q_norm": (spec.head_dim,), "attn.k_norm": (spec.head_dim,)}
-    shapes["mlp.norm"] = (spec.hidden,)
-    if spec.moe is not None and spec.is_moe(layer):
-        return shapes | {"moe.router": (spec.moe.experts, spec.hidden)}
-    return shapes | {
-        "mlp.gate": (spec.ffn, spec.hidden), "mlp.up": (spec.ffn, spec.hidden),
-        "mlp.down": (spec.hidden, spec.ffn),
-    }  # fmt: skip
+    return shapes
 
 
 def vocabulary(tensors: Mapping[str, Any], names: Mapping[str, str], source: str) -> int:
@@ -132,32 +149,41 @@ def vocabulary(tensors: Mapping[str, Any], names: Mapping[str, str], source: str
 
 
 def program_of(spec: ModelSpec) -> Program:
-    """Write the program of a dense decoder.
+    """Write the program of a decoder.
 
     Buffers: ``x`` the residual stream, ``q k v`` projections (before RoPE), ``a`` the heads'
-    output, ``n`` the final norm, ``router`` what a router decided (`Mixture.record`).
+    output (`latent.buffers` where attention is that), ``n`` a norm's rows, ``router`` what a router
+    decided (`Mixture.record`).
     """
     q, kv = spec.heads * spec.head_dim, spec.kv_heads * spec.head_dim
-    buffers = {"x": spec.hidden, "q": q, "k": kv, "v": kv, "a": q, "n": spec.hidden}
+    buffers = {"x": spec.hidden}
+    buffers |= (
+        {"q": q, "k": kv, "v": kv, "a": q}
+        if spec.latent is None else latent.buffers(spec, spec.latent)
+    )  # fmt: skip
+    buffers["n"] = spec.hidden
     if spec.moe is not None:
         buffers["router"] = spec.moe.record
     ops = [Op("embed", out=("x",), w=("embed",))]
     taps: dict[str, tuple[int, str]] = {"embed": (0, "x")}
     for layer in range(spec.layers):
-        at, part = len(ops), f"layers.{layer}"
-        ops += _layer_ops(spec, layer)
-        taps |= {f"{part}.attn.{name}": (at, name) for name in ("q", "k", "v")}
-        taps |= {f"{part}.attn.out": (at + 1, "a"), f"{part}.mid": (at + 2, "x")}
-        taps[f"{part}.out"] = (at + 3, "x")
-        if spec.is_moe(layer):
-            taps[f"{part}.router"] = (at + 3, "router")
+        for op, seen in _layer_ops(spec, layer):
+            taps |= {f"layers.{layer}.{name}": (len(ops), buffer) for name, buffer in seen.items()}
+            ops.append(op)
     taps["norm"] = (len(ops), "n")
     ops.append(Op("norm", inputs=("x",), out=("n",), norm="norm", eps=spec.eps))
     ops.append(Op("head", inputs=("n",), w=("embed" if spec.tied else "head",)))
     return Program(buffers, tuple(ops), (spec.rope,), taps, spec.moe)
 
 
-def _layer_ops(spec: ModelSpec, layer: int) -> list[Op]:
+def _layer_ops(spec: ModelSpec, layer: int) -> list[tuple[Op, dict[str, str]]]:
+    """Return a layer's ops, each with what can be seen after it: tap to buffer."""
+    if spec.latent is None:
+        return _attention_ops(spec, layer) + _mlp_ops(spec, layer)
+    return latent.ops(spec, spec.latent, layer) + _mlp_ops(spec, layer)
+
+
+def _attention_ops(spec: ModelSpec, layer: int) -> list[tuple[Op, dict[str, str]]]:
     name = f"layers.{layer}"
 
     def bias(part: str) -> str | None:
@@ -166,21 +192,38 @@ def _layer_ops(spec: ModelSpec, layer: int) -> list[Op]:
     qkv = tuple(f"attn.{p}" for p in "qkv")
     head_norms = (f"{name}.attn.q_norm", f"{name}.attn.k_norm") if spec.qk_norm else (None, None)
     return [
-        Op("norm_linear", inputs=("x",), out=("q", "k", "v"), w=tuple(f"{name}.{p}" for p in qkv),
-           bias=tuple(bias(p) for p in qkv), norm=f"{name}.attn.norm", eps=spec.eps),
-        Op("attend", inputs=("q", "k", "v"), out=("a",), layer=layer, heads=spec.heads, rope=0,
-           scale=spec.head_dim**-0.5, q_norm=head_norms[0], k_norm=head_norms[1], eps=spec.eps),
-        Op("linear_add", inputs=("a",), out=("x",), w=(f"{name}.attn.o",), bias=(bias("attn.o"),)),
-        _mlp_op(spec, layer),
+        (Op("norm_linear", inputs=("x",), out=("q", "k", "v"), w=tuple(f"{name}.{p}" for p in qkv),
+            bias=tuple(bias(p) for p in qkv), norm=f"{name}.attn.norm", eps=spec.eps),
+         {f"attn.{p}": p for p in "qkv"}),
+        (Op("attend", inputs=("q", "k", "v"), out=("a",), layer=layer, heads=spec.heads, rope=0,
+            scale=spec.softmax_scale, q_norm=head_norms[0], k_norm=head_norms[1], eps=spec.eps),
+         {"attn.out": "a"}),
+        (Op("linear_add", inputs=("a",), out=("x",), w=(f"{name}.attn.o",),
+            bias=(bias("attn.o"),)), {"mid": "x"}),
     ]  # fmt: skip
 
 
-def _mlp_op(spec: ModelSpec, layer: int) -> Op:
-    name = f"layers.{layer}"
+def _mlp_ops(spec: ModelSpec, layer: int) -> list[tuple[Op, dict[str, str]]]:
+    name, norm = f"layers.{layer}", {"norm": f"layers.{layer}.mlp.norm", "eps": spec.eps}
     if spec.moe is None or not spec.is_moe(layer):
-        return Op("gated_mlp", inputs=("x",), out=("x",), norm=f"{name}.mlp.norm", eps=spec.eps,
-                  w=tuple(f"{name}.mlp.{p}" for p in EXPERT))  # fmt: skip
-    gate, up, down = ([f"{name}.moe.{e}.{p}" for e in range(spec.moe.experts)] for p in EXPERT)
-    return Op("moe", inputs=("x",), out=("x", "router"), norm=f"{name}.mlp.norm", eps=spec.eps,
-              w=(f"{name}.moe.router",), moe=spec.moe,
-              experts=tuple(zip(gate, up, down, strict=True)))  # fmt: skip
+        return [(_gated(f"{name}.mlp", "x", **norm), {"out": "x"})]
+    if not spec.moe.shared:
+        return [(_mixture(spec.moe, name, "x", **norm), {"router": "router", "out": "x"})]
+    # Both read the same normed rows: x changes between them.
+    return [
+        (Op("norm", inputs=("x",), out=("n",), **norm), {}),
+        (_mixture(spec.moe, name, "n"), {"router": "router"}),
+        (_gated(f"{name}.shared", "n"), {"out": "x"}),
+    ]  # fmt: skip
+
+
+def _gated(name: str, rows: str, **norm: Any) -> Op:
+    w = tuple(f"{name}.{p}" for p in EXPERT)
+    return Op("gated_mlp", inputs=(rows,), out=("x",), w=w, **norm)
+
+
+def _mixture(moe: Mixture, name: str, rows: str, **norm: Any) -> Op:
+    experts = tuple(tuple(f"{name}.moe.{e}.{p}" for p in EXPERT) for e in range(moe.experts))
+    bias = (None, f"{name}.moe.router.bias") if moe.bias else ()
+    return Op("moe", inputs=(rows,), out=("x", "router"), w=(f"{name}.moe.router",), bias=bias,
+              moe=moe, matrices=experts, **norm)  # fmt: skip

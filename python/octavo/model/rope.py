@@ -1,9 +1,10 @@
-"""RoPE frequencies, with the scalings that need no C: linear, Llama 3, and stored divisors.
+"""RoPE frequencies and their scalings: linear, Llama 3, YaRN, and stored divisors.
 
 f_i = theta^(-2i/d) in float64, scaled in float64, rounded once to float32 (see `spec.Rope`).
 """
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
@@ -42,15 +43,70 @@ def llama3_divisors(dim: int, theta: float, scaling: Fields) -> npt.NDArray[np.f
     return 1.0 / ((1.0 - s) / factor + s)
 
 
+def _corrections(dim: int, theta: float, scaling: Fields) -> tuple[float, float]:
+    """Return the pairs between which YaRN goes from keeping a frequency to dividing it."""
+    original = scaling.integer("original_max_position_embeddings", most=1 << 40)
+
+    def pair(turns: float) -> float:
+        return dim * math.log(original / (2 * math.pi * turns)) / (2 * math.log(theta))
+
+    low, high = (
+        pair(scaling.number(key, 0.0, 1e6, default=default))
+        for key, default in (("beta_fast", 32.0), ("beta_slow", 1.0))
+    )
+    if scaling.flag("truncate", True):
+        low, high = math.floor(low), math.ceil(high)
+    low, high = max(low, 0), min(high, dim - 1)
+    return low, high + 0.001 if low == high else high
+
+
+def yarn_divisors(dim: int, theta: float, scaling: Fields) -> npt.NDArray[np.float64]:
+    """Return the divisors of YaRN (arXiv:2309.00071; kimi.md section 4)."""
+    factor = scaling.number("factor", *_FACTOR)
+    low, high = _corrections(dim, theta, scaling)
+    r = np.clip((np.arange(dim // 2, dtype=np.float64) - low) / (high - low), 0.0, 1.0)
+    return 1.0 / (r / factor + (1.0 - r))
+
+
+def _mscale(factor: float, weight: float) -> float:
+    return 0.1 * weight * math.log(factor) + 1.0 if factor > 1.0 else 1.0
+
+
+def _yarn_mscale(scaling: Fields) -> float:
+    """Return the factor of cosine and sine, which not every model leaves at 1."""
+    given = scaling.number("attention_factor", 0.0, 1e3, default=None)
+    if given is not None:
+        return given
+    factor = scaling.number("factor", *_FACTOR)
+    keys = ("mscale", "mscale_all_dim")
+    both = [scaling.number(key, 0.0, 1e3, default=None) for key in keys]
+    if None in both:
+        return _mscale(factor, 1.0)
+    return _mscale(factor, both[0]) / _mscale(factor, both[1])
+
+
+def softmax_factor(config: Fields) -> float:
+    """Return what DeepSeek's models multiply attention's logits by under YaRN, at every length."""
+    scaling = _scaling(config)
+    weight = scaling.number("mscale_all_dim", 0.0, 1e3, default=None)
+    if weight is None:
+        return 1.0
+    return _mscale(scaling.number("factor", *_FACTOR), weight) ** 2
+
+
+def _scaling(config: Fields) -> Fields:
+    nested = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    if not isinstance(nested, dict):
+        raise config.bad("rope_scaling", nested, "an object or null")
+    return Fields(nested, f"{config.source}: rope_scaling")
+
+
 def rope_from_config(config: Fields, dim: int, theta: float = 10000.0) -> Rope:
     """Return the `Rope` of a Hugging Face config (`rope_scaling`, or `rope_parameters`).
 
     `theta` is what the family's configs take where they have no ``rope_theta``.
     """
-    nested = config.get("rope_parameters") or config.get("rope_scaling") or {}
-    if not isinstance(nested, dict):
-        raise config.bad("rope_scaling", nested, "an object or null")
-    scaling = Fields(nested, f"{config.source}: rope_scaling")
+    scaling = _scaling(config)
     theta = scaling.number("rope_theta", *_THETA, default=None) or config.number(
         "rope_theta", *_THETA, default=theta
     )
@@ -61,9 +117,12 @@ def rope_from_config(config: Fields, dim: int, theta: float = 10000.0) -> Rope:
         return frequencies(dim, theta, scaling.number("factor", *_FACTOR))
     if kind == "llama3":
         return frequencies(dim, theta, llama3_divisors(dim, theta, scaling))
+    if kind == "yarn":
+        exact = frequencies(dim, theta, yarn_divisors(dim, theta, scaling))
+        return replace(exact, mscale=_yarn_mscale(scaling))
     raise UnsupportedError(
         f"{config.source}: rope_scaling type {kind!r:.40} is not built; "
-        "supported: 'default', 'linear', 'llama3'"
+        "supported: 'default', 'linear', 'llama3', 'yarn'"
     )
 
 

@@ -37,6 +37,16 @@ class Rope:
         return 2 * len(self.freq)
 
 
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """Rows [first, end) of a stored matrix of shape `stored`, as they are or transposed."""
+
+    stored: tuple[int, int]
+    first: int
+    end: int
+    transposed: bool = False
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class TensorUse:
     """One tensor that the model consumes.
@@ -48,15 +58,23 @@ class TensorUse:
     tensor : str
         Name in the checkpoint.
     shape : tuple of int
-        Shape that the tensor must have: (n, k) of a matrix, (n,) of a vector.
+        Shape in the model: (n, k) of a matrix, (n,) of a vector.
     row_map : numpy.ndarray of int32, shape (n,), optional
         Stored row of each row of the model, where the file holds rows in another order.
+    cut : Cut, optional
+        Where the model's matrix is a piece of the stored one.
     """
 
     role: str
     tensor: str
     shape: tuple[int, ...]
     row_map: npt.NDArray[np.int32] | None = None
+    cut: Cut | None = None
+
+    @property
+    def stored_shape(self) -> tuple[int, ...]:
+        """Shape that the tensor must have in the file."""
+        return self.shape if self.cut is None else self.cut.stored
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +98,10 @@ class Mixture:
         Experts are chosen from so many of so many groups.
     dense : frozenset of int
         Layers whose MLP is a plain one.
+    bias : bool
+        Each router has a bias that only selects.
+    shared : int
+        Width inside of the expert that every row takes beside those chosen, 0 if there is none.
     """
 
     experts: int
@@ -91,11 +113,38 @@ class Mixture:
     groups: int = 1
     groups_kept: int = 1
     dense: frozenset[int] = frozenset()
+    bias: bool = False
+    shared: int = 0
 
     @property
     def record(self) -> int:
         """Width of a router's record: scores, ids of the chosen, their gates."""
         return self.experts + 2 * self.top
+
+
+@dataclass(frozen=True, slots=True)
+class Latent:
+    """Widths of multi-head latent attention; `nope`, `rope` and `v` are of one head.
+
+    Attributes
+    ----------
+    q_rank : int
+        Width of the query's own latent, 0 where queries are projected at once.
+    rank : int
+        Width of the latent that is cached.
+    nope, rope, v : int
+        Width of a query's part without position, of the part with it (and of the one rotated key
+        that all heads share), and of a head's value.
+    eps : float
+        Of the norms of both latents.
+    """
+
+    q_rank: int
+    rank: int
+    nope: int
+    rope: int
+    v: int
+    eps: float
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -104,6 +153,8 @@ class ModelSpec:
 
     Attributes
     ----------
+    scale : float, optional
+        Factor of attention's logits where it is not ``head_dim ** -0.5``.
     skips : tuple of (pattern, reason)
         Regular expressions of tensors that the model knows and leaves alone.
     consumed : tuple of str
@@ -124,7 +175,9 @@ class ModelSpec:
     rope: Rope
     tied: bool
     qk_norm: bool = False
+    scale: float | None = None
     moe: Mixture | None = None
+    latent: Latent | None = None
     biases: frozenset[str] = frozenset()
     uses: tuple[TensorUse, ...] = ()
     skips: tuple[tuple[str, str], ...] = ()
@@ -140,18 +193,43 @@ class ModelSpec:
         return self.moe is not None and layer not in self.moe.dense
 
     @property
+    def softmax_scale(self) -> float:
+        """Factor of attention's logits."""
+        return self.head_dim**-0.5 if self.scale is None else self.scale
+
+    @property
     def cache_layers(self) -> tuple["LayerShape", ...]:
-        """Shape of each layer's keys and values."""
-        return (LayerShape(self.kv_heads, self.head_dim, self.head_dim),) * self.layers
+        """Shape of each layer's segments."""
+        if self.latent is not None:
+            one = LayerShape(1, self.latent.rank, self.latent.rope, latent=True)
+        else:
+            one = LayerShape(self.kv_heads, self.head_dim, self.head_dim)
+        return (one,) * self.layers
 
 
 @dataclass(frozen=True, slots=True)
 class LayerShape:
-    """Widths of one layer's cache: of one head."""
+    """Widths of one layer's cache, of one head: keys and values, or latent and rotated key."""
 
     kv_heads: int
     k_width: int
     v_width: int
+    latent: bool = False
+
+    @property
+    def q_width(self) -> int:
+        """Width of a query."""
+        return self.k_width + self.v_width if self.latent else self.k_width
+
+    @property
+    def out_width(self) -> int:
+        """Width of what a query gathers."""
+        return self.k_width if self.latent else self.v_width
+
+    @property
+    def segments(self) -> tuple[str, str]:
+        """Names of the two segments."""
+        return ("latent", "rope") if self.latent else ("k", "v")
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,7 +253,7 @@ class Op:
     heads: int = 0
     rope: int = -1
     moe: Mixture | None = None
-    experts: tuple[tuple[str, str, str], ...] = ()
+    matrices: tuple[tuple[str, ...], ...] = ()
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -238,5 +316,6 @@ def _lower(op: Op, at: dict[str, int], ids: dict[str, int]) -> dict[str, Any]:
         for name in ("experts", "top", "score", "renorm", "groups", "groups_kept"):
             out[name] = getattr(op.moe, name)
         out["scale"] = op.moe.scale
-        out["matrices"] = np.array([[ids[w] for w in e] for e in op.experts], np.int32)
+    if op.matrices:
+        out["matrices"] = np.array([[ids[w] for w in row] for row in op.matrices], np.int32)
     return out

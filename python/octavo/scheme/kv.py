@@ -130,14 +130,21 @@ class KVScheme:
         Raises
         ------
         ValueError
-            If a key of `layers` names no layer, or two keys the same one.
+            If a key of `layers` names no layer, or two keys the same one; if K and V of a layer
+            that keeps one latent for both (MLA) differ.
         """
         count = len(shapes)
         self._check_layer_keys(count)
         out = []
         for i, shape in enumerate(shapes):
             s = self.of_layer(i, count)
+            if shape.latent and (s.k, s.k_transform) != (s.v, s.v_transform):
+                raise ValueError(
+                    f"KV scheme {self.name!r}: layer {i} keeps one latent that is K and V (MLA); "
+                    f"legal: the same format and transform for both, such as {s.k!r}"
+                )
             out.append({
+                "latent": shape.latent,
                 "kv_heads": shape.kv_heads, "k_width": shape.k_width, "v_width": shape.v_width,
                 "k_format": s.k, "v_format": s.v,
                 "k_transform": s.k_transform, "v_transform": s.v_transform,
