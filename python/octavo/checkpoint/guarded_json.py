@@ -6,7 +6,7 @@ The parser is the standard library's; this module decides what may reach it and 
 import json
 import math
 
-from .source import File, fail
+from .source import fail, read_whole
 
 MAX_DEPTH = 64
 MAX_DIGITS = 32
@@ -33,14 +33,7 @@ def read_json(path, *, limit_bytes, root=dict):
     CheckpointError
         If a rule is broken.
     """
-    file = File(path, mmap=False)
-    try:
-        if file.size > limit_bytes:
-            raise fail(path, "size", f"{file.size} bytes", f"at most {limit_bytes} bytes")
-        data = file.read(0, file.size)
-    finally:
-        file.close()
-    return parse_json(data, path, root=root)
+    return parse_json(read_whole(path, limit_bytes), path, root=root)
 
 
 def parse_json(data, path, *, root=dict, pairs_hook=None):

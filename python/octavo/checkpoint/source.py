@@ -42,6 +42,17 @@ def bare_name(path, what, name):
     return name
 
 
+def read_whole(path, limit_bytes):
+    """Return the bytes of a regular file; one of more than `limit_bytes` is refused unread."""
+    file = File(path, mmap=False)
+    try:
+        if file.size > limit_bytes:
+            raise fail(path, "size", f"{file.size} bytes", f"at most {limit_bytes} bytes")
+        return file.read(0, file.size)
+    finally:
+        file.close()
+
+
 class File:
     """A regular file held open for reading, optionally mapped.
 
