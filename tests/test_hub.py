@@ -7,6 +7,8 @@ import subprocess
 import sys
 import time
 import zipfile
+from fnmatch import fnmatch
+from types import SimpleNamespace
 
 import pytest
 
@@ -144,6 +146,21 @@ def test_hub_names_need_the_extra(cache, monkeypatch):
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     with pytest.raises(hub.PullError, match=r"octavo\[hub\]"):
         hub.resolve("org/repo")
+
+
+def test_the_hub_is_asked_for_every_file_that_is_read_and_no_other(cache, monkeypatch, tmp_path):
+    there = ["config.json", "chat_template.jinja", "tiktoken.model", "tokenizer.json",
+             "model-1.safetensors", "tokenization_kimi.py", "pytorch_model.bin"]  # fmt: skip
+    asked = []
+
+    def snapshot_download(name, *, allow_patterns):
+        asked.extend(f for f in there if any(fnmatch(f, p) for p in allow_patterns))
+        return str(tmp_path)
+
+    fake = SimpleNamespace(snapshot_download=snapshot_download)
+    monkeypatch.setitem(sys.modules, "huggingface_hub", fake)
+    assert hub.resolve("org/repo") == tmp_path
+    assert asked == there[:5]
 
 
 def test_the_cache_folder_follows_the_environment(monkeypatch, tmp_path):

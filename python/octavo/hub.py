@@ -47,7 +47,7 @@ _WORK_PREFIX = "pull-"
 _LOCK = "lock"
 _GRACE_SECONDS = 60
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
-_HUB_FILES = ["*.safetensors", "*.json", "*.jinja"]
+_HUB_FILES = ["*.safetensors", "*.json", "*.jinja", "tiktoken.model"]
 
 
 class PullError(OSError):
