@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 
 from octavo.checkpoint import open_checkpoint
 from octavo.engine.chat_template import ChatTemplate
-from octavo.engine.pre_tokenizers import KNOWN, is_explosive
-from octavo.engine.tokenizer import _BYTE_OF, Tokenizer
+from octavo.engine.pre_tokenizers import BYTE_OF, KNOWN, is_explosive
+from octavo.engine.tokenizer import Tokenizer
 from octavo.errors import CheckpointError, UnsupportedError
 
 # llama.cpp, add_special=false, parse_special=false.
@@ -42,7 +42,7 @@ CHATML = (
 
 def byte_level(tmp_path, pre="gpt-2", **keys):
     """A GGUF whose tokenizer knows all bytes, a few merges, two control tokens, one user token."""
-    tokens = [*_BYTE_OF, "he", "ll", "hell", "hello", "Ġw", "<s>", "</s>", "<|tool|>"]
+    tokens = [*BYTE_OF, "he", "ll", "hell", "hello", "Ġw", "<s>", "</s>", "<|tool|>"]
     types = [1] * (len(tokens) - 3) + [3, 3, 4]
     merges = ["h e", "l l", "he ll", "hell o", "Ġ w"]
     base = {

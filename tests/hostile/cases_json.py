@@ -1,5 +1,6 @@
-"""Hostile JSON, indexes, tokenizers and templates, groups J1 to J8."""
+"""Hostile JSON, indexes, tokenizers and templates, groups J1 to J9."""
 
+import base64
 import json
 import os
 import struct
@@ -275,3 +276,61 @@ def J8(d):
         yield config(d, f"method {str(method)[:9]}", json.dumps(q).encode())
     yield config(d, "a list", b'{"quantization_config": [1]}')
     yield config(d, "null", b'{"quantization_config": null}', legal=True)
+
+
+def entries(tokens, start=0):
+    """Lines of a tiktoken.model: ranks count up from `start`."""
+    lines = (b"%s %d" % (base64.b64encode(t), i) for i, t in enumerate(tokens, start))
+    return b"\n".join(lines) + b"\n"
+
+
+BYTES = [bytes([b]) for b in range(256)]
+
+
+def ranks(d, name, data, named=None, size=None, **options):
+    """A folder with this tiktoken.model (grown to `size`), whose tokenizer is built."""
+    from octavo.engine.tokenizer import Tokenizer
+
+    path, _ = folder(d, name, raw({"a": F32}))
+    (path / "tiktoken.model").write_bytes(data)
+    os.truncate(path / "tiktoken.model", size or len(data))
+    (path / "tokenizer_config.json").write_text(json.dumps({"added_tokens_decoder": named or {}}))
+
+    def build():
+        built = Tokenizer.from_folder(path)
+        assert built.decode(built.encode("abc")) == "abc"
+
+    return Case(name, build, len(data), **options)
+
+
+def J9(d):
+    good = entries(BYTES)
+    full = entries([*BYTES, *(struct.pack(">I", i) for i in range((1 << 18) - 257))])
+    yield ranks(d, "good ranks", good + entries([b"ab", b"bc", b"abc"], 256), legal=True)
+    for name, more in {
+        "bad base64": b"Y*I= 256", "half base64": b"YWI 256", "no rank": b"YWI=", "three": b"a b c",
+        "rank a float": b"YWI= 256.0", "rank negative": b"YWI= -1", "rank text": b"YWI= x",
+        "rank of 10^6 digits": b"YWI= " + b"9" * 1_000_000, "rank twice": b"YWI= 255",
+        "token twice": b"YQ== 256", "gap": b"YWI= 257", "gap of 10^9": b"YWI= 999999999",
+        "token of 10 MB": base64.b64encode(b"a" * 10_000_000) + b" 256", "NULs": b"\0" * 100_000,
+    }.items():  # fmt: skip
+        yield ranks(d, name, good + more)
+        yield ranks(d, f"{name}, in the last line of many", full + more)
+    yield ranks(d, "a byte missing", entries(BYTES[:-1]))
+    yield ranks(d, "no line", b"")
+    yield ranks(d, "10^6 lines", b"YQ== 0\n" * 1_000_000)
+    yield ranks(d, "16 MB of empty lines", b"\n" * (16 << 20))
+    yield ranks(d, "16 MB in one line", b"YWFh" * (4 << 20))
+    yield ranks(d, "100,000 lines of 100 bytes", good + entries(
+        (struct.pack(">I", i) * 25 for i in range(100_000)), 256))  # fmt: skip
+    yield ranks(d, "ranks of 1 GB", good, size=1 << 30)
+    yield ranks(d, "reserved id of a rank, after many", full, {"0": {"content": "<a>"}})
+    for name, named in {
+        "ids of ranks": {str(i): {"content": f"<{i}>"} for i in range(256)},
+        "10^5 ids": {str(i): {"content": f"<{i}>"} for i in range(256, 100_000)},
+        "an id of 5,000 digits": {"2" * 5000: {"content": "x"}}, "a list": {"256": ["x"]},
+        "a long name": {"256": {"content": "x" * 1_000_000}},
+        "a byte's name": {"256": {"content": "a"}},
+        "one name twice": {str(i): {"content": "<a>"} for i in range(256, 512)},
+    }.items():  # fmt: skip
+        yield ranks(d, f"reserved: {name}", good, named)

@@ -6,7 +6,7 @@ from harness import run_group
 GROUPS = [
     *[f"S{i}" for i in range(1, 13)],
     *[f"G{i}" for i in range(1, 15)],
-    *[f"J{i}" for i in range(1, 9)],
+    *[f"J{i}" for i in range(1, 10)],
 ]
 
 

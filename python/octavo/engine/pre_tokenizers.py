@@ -1,12 +1,16 @@
 """How text is cut before byte-pair merging: the `pre` names of GGUF files, as regular expressions.
 
 The names are llama.cpp's, the patterns those of the models' own tokenizers (formats.md C2). An
-unknown name is refused: a wrong cut gives plausible ids and quietly worse text.
+unknown name is refused: a wrong cut gives plausible ids and quietly worse text. Here too is how the
+pieces are spelled: byte-level BPE writes each byte as a character.
 """
 
 import difflib
 import re
 from typing import NamedTuple
+
+import tokenizers
+from tokenizers import Regex, models, pre_tokenizers
 
 from octavo.errors import UnsupportedError
 
@@ -49,6 +53,14 @@ class PreTokenizer(NamedTuple):
     ignore_merges: bool = False
     add_bos: bool = False
 
+    def byte_level_bpe(self, ids, merges):
+        """Build the `tokenizers` object that cuts so and merges `merges`, pairs in their order."""
+        core = tokenizers.Tokenizer(models.BPE(ids, merges, ignore_merges=self.ignore_merges))
+        splits = [pre_tokenizers.Split(Regex(p), "isolated") for p in self.patterns]
+        level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+        core.pre_tokenizer = pre_tokenizers.Sequence([*splits, level])
+        return core
+
 
 _TABLE = {
     PreTokenizer((_GPT2,)): "gpt-2 mpt olmo jais phi-2",
@@ -61,6 +73,22 @@ _TABLE = {
     PreTokenizer((_KIMI,)): "kimi-k2",
 }
 KNOWN = {name: pre for pre, names in _TABLE.items() for name in names.split()}
+
+
+def _byte_characters():
+    """Map the characters that byte-level BPE writes for bytes back to them (GPT-2's table)."""
+    plain = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    rest = [b for b in range(256) if b not in plain]
+    return {chr(b): b for b in plain} | {chr(256 + i): b for i, b in enumerate(rest)}
+
+
+BYTE_OF = _byte_characters()
+_SPELLING = {b: c for c, b in BYTE_OF.items()}
+
+
+def spelled(data):
+    """Return bytes as byte-level BPE writes them, one character for each."""
+    return data.decode("latin-1").translate(_SPELLING)
 
 
 def pre_tokenizer(name, path):

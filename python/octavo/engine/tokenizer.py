@@ -12,17 +12,8 @@ import tokenizers
 
 from octavo.errors import UnsupportedError
 
+from .pre_tokenizers import BYTE_OF
 from .vocabulary import BYTE_LEVEL, Vocabulary, from_folder, from_gguf
-
-
-def _byte_characters():
-    """Map the characters that byte-level BPE writes for bytes back to them (GPT-2's table)."""
-    plain = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    rest = [b for b in range(256) if b not in plain]
-    return {chr(b): b for b in plain} | {chr(256 + i): b for i, b in enumerate(rest)}
-
-
-_BYTE_OF = _byte_characters()
 
 
 class Tokenizer:
@@ -60,12 +51,13 @@ class Tokenizer:
         Parameters
         ----------
         checkpoint : octavo.checkpoint.Checkpoint
-            GGUF: from its metadata. safetensors: from ``tokenizer.json`` in its folder.
+            GGUF: from its metadata. safetensors: from ``tokenizer.json`` in its folder, or else
+            from ``tiktoken.model``.
 
         Raises
         ------
         CheckpointError
-            If its vocabulary, merges or patterns are malformed.
+            If its vocabulary, merges, ranks or patterns are malformed.
         UnsupportedError
             If its kind of tokenizer or its pre-tokenizer is unknown; known ones are listed.
         """
@@ -77,7 +69,10 @@ class Tokenizer:
 
     @classmethod
     def from_folder(cls, folder):
-        """Build a tokenizer from a folder with ``tokenizer.json``, whatever else is in it."""
+        """Build a tokenizer from a folder with ``tokenizer.json``, or else ``tiktoken.model``.
+
+        Whatever else is in it. Errors are those of `from_checkpoint`.
+        """
         from octavo.checkpoint.guarded_json import read_json
 
         folder, metadata = Path(folder), {}
@@ -186,7 +181,7 @@ class Tokenizer:
             return text.encode("utf-8")
         if v.style == BYTE_LEVEL:
             return b"".join(
-                bytes([_BYTE_OF[c]]) if c in _BYTE_OF else c.encode("utf-8") for c in text
+                bytes([BYTE_OF[c]]) if c in BYTE_OF else c.encode("utf-8") for c in text
             )
         if len(text) == 6 and text.startswith("<0x") and text.endswith(">"):
             return bytes([int(text[3:5], 16)])

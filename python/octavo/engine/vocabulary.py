@@ -1,8 +1,8 @@
 """From a checkpoint's tokenizer files to one validated description that `tokenizer` can run.
 
-Two sources: GGUF metadata (byte-level BPE, or SentencePiece BPE by scores) and `tokenizer.json`.
-Both are checked here (ids, merges, patterns, element types), and then built by the `tokenizers`
-package. Whatever is not understood exactly is refused by name; nothing is guessed.
+Three sources: GGUF metadata (byte-level BPE, or SentencePiece BPE by scores), `tokenizer.json`, and
+`tiktoken.model`. They are checked (ids, merges, patterns, element types), and then built by the
+`tokenizers` package. Whatever is not understood exactly is refused by name; nothing is guessed.
 """
 
 import json
@@ -11,13 +11,14 @@ from itertools import chain
 
 import numpy as np
 import tokenizers
-from tokenizers import AddedToken, Regex, models, normalizers, pre_tokenizers
+from tokenizers import AddedToken, models, normalizers
 
 from octavo.checkpoint.guarded_json import parse_json
-from octavo.checkpoint.source import File, fail
+from octavo.checkpoint.source import File, fail, read_whole
 from octavo.errors import CheckpointError, UnsupportedError
 
 from .pre_tokenizers import is_explosive, pre_tokenizer
+from .tiktoken_model import core_of_ranks
 
 TOKENIZER_BYTES = 64 << 20
 MAX_PIECE = 1024
@@ -133,11 +134,7 @@ def _byte_level_bpe(ids, merges, pre, path):
         raise fail(path, "tokenizer.ggml.merges", "absent", "an array of strings")
     pairs = list(map(_pair, merges.tolist()))
     _check_merges(pairs, ids, path)
-    core = tokenizers.Tokenizer(models.BPE(ids, pairs, ignore_merges=pre.ignore_merges))
-    splits = [pre_tokenizers.Split(Regex(p), "isolated") for p in pre.patterns]
-    level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    core.pre_tokenizer = pre_tokenizers.Sequence([*splits, level])
-    return core
+    return pre.byte_level_bpe(ids, pairs)
 
 
 def _pair(merge):
@@ -190,17 +187,8 @@ def _add_tokens(core, texts, special, literal):
 
 
 def from_folder(folder, metadata):
-    """Build a `Vocabulary` from ``tokenizer.json`` and its companions in `folder`."""
-    path = folder / "tokenizer.json"
-    if not path.exists():
-        other = [n for n in ("tokenizer.model", "tiktoken.model") if (folder / n).exists()]
-        note = f", and {other[0]} is not read" if other else ""
-        raise UnsupportedError(f"{folder}: no tokenizer.json{note}; save the tokenizer as that")
-    text, spec = _read(path)
-    style, space = _decoder_style(path, spec)
-    core = _build(path, text)
-    core.no_padding()
-    core.no_truncation()
+    """Build a `Vocabulary` from ``tokenizer.json``, or ``tiktoken.model``, and its companions."""
+    core, style, space = _core_of_folder(folder, metadata)
     added = core.get_added_tokens_decoder()
     texts = [None] * (1 + max(core.get_vocab().values(), default=-1))
     for token, i in core.get_vocab().items():
@@ -220,14 +208,36 @@ def from_folder(folder, metadata):
     )  # fmt: skip
 
 
+def _core_of_folder(folder, metadata):
+    """Return (core, style, whether the first space is the tokenizer's own)."""
+    path = folder / "tokenizer.json"
+    if path.exists():
+        text, spec = _read(path)
+        style, space = _decoder_style(path, spec)
+        core = _build(path, text)
+        core.no_padding()
+        core.no_truncation()
+        return core, style, space
+    if (folder / "tiktoken.model").exists():
+        sizes = [size for c in _configs(metadata) if type(size := c.get("vocab_size")) is int]
+        config = metadata.get("tokenizer_config", {})
+        return core_of_ranks(folder, config, sizes[0] if sizes else None), BYTE_LEVEL, False
+    note = ", and tokenizer.model is not read" if (folder / "tokenizer.model").exists() else ""
+    raise UnsupportedError(
+        f"{folder}: no tokenizer.json and no tiktoken.model{note}; save the tokenizer as the first"
+    )
+
+
+def _configs(metadata):
+    """Yield ``config.json`` and what a model of several kinds of input says of its text."""
+    config = metadata.get("config", {})
+    yield config
+    if isinstance(text := config.get("text_config"), dict):
+        yield text
+
+
 def _read(path):
-    file = File(path, mmap=False)
-    try:
-        if file.size > TOKENIZER_BYTES:
-            raise fail(path, "size", file.size, f"at most {TOKENIZER_BYTES} bytes")
-        data = file.read(0, file.size)
-    finally:
-        file.close()
+    data = read_whole(path, TOKENIZER_BYTES)
     spec = parse_json(data, path)
     _check_patterns(path, spec)
     _check_model(path, spec.get("model"), spec.get("added_tokens") or [])
@@ -311,14 +321,14 @@ def _content(token):
 
 def _ends_of_folder(core, names, metadata):
     """Return (bos id, end ids with the main one first) from every file that names them."""
-    config = metadata.get("config", {})
+    configs = [*_configs(metadata)]
     ends = [core.token_to_id(names["eos_token"])] if "eos_token" in names else []
-    for source in (metadata.get("generation_config", {}), config):
+    for source in (metadata.get("generation_config", {}), *configs):
         value = source.get("eos_token_id")
         ends += value if isinstance(value, list) else [value]
     size = 1 + max(core.get_vocab().values(), default=-1)
     ends = [i for i in ends if type(i) is int and 0 <= i < size]
-    bos = config.get("bos_token_id")
+    bos = next((c["bos_token_id"] for c in configs if c.get("bos_token_id") is not None), None)
     if "bos_token" in names:
         bos = core.token_to_id(names["bos_token"])
     return bos if type(bos) is int and 0 <= bos < size else None, list(dict.fromkeys(ends))
