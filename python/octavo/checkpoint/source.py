@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from octavo.errors import CheckpointError, ClosedError
+from octavo.errors import CheckpointError, ClosedError, UnsupportedError
 
 # A FIFO would block open() for ever without O_NONBLOCK; it means nothing for regular files.
 _FLAGS = os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NONBLOCK", 0)
@@ -25,10 +25,17 @@ _READ_BYTES = 1 << 30  # one read call moves less than 2 GiB
 def fail(path, what, value, legal, offset=None):
     """Build the `CheckpointError` that names file, thing, byte offset, value and legal values."""
     where = "" if offset is None else f" at byte {offset}"
+    return CheckpointError(f"{path}: {what}{where} is {_short(value)}; legal: {legal}")
+
+
+def unsupported(path, what, value, read):
+    """Build the `UnsupportedError` that names file, thing, value and what is read instead."""
+    return UnsupportedError(f"{path}: {what} is {_short(value)}, which is not read; read: {read}")
+
+
+def _short(value):
     text = value if isinstance(value, str) else repr(value)
-    if len(text) > 120:
-        text = f"{text[:117]}..."
-    return CheckpointError(f"{path}: {what}{where} is {text}; legal: {legal}")
+    return text if len(text) <= 120 else f"{text[:117]}..."
 
 
 def bare_name(path, what, name):
