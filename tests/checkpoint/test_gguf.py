@@ -8,6 +8,7 @@ import gguf
 import numpy as np
 import pytest
 from gguf import GGMLQuantizationType as Q
+from quantized_kit import packed
 
 from octavo.checkpoint import open_checkpoint
 from octavo.checkpoint.dequant import DECODABLE
@@ -70,6 +71,16 @@ def test_decoders_give_the_packages_bits(tmp_path, name):
         assert np.array_equal(got.raw(), raw.view(np.uint8).ravel())
         assert same_bits(got.dequantize(), want)
         assert same_bits(got.dequantize(slice(5, 31)), want[5:31])
+
+
+@pytest.mark.core
+def test_mxfp4_is_held_in_bfloat16_exactly(tmp_path):
+    raw = blocks("MXFP4", 33, 2304)
+    with open_checkpoint(write(tmp_path / "t.gguf", [("t", raw, Q.MXFP4)])) as checkpoint:
+        formats, (got,), report = packed(checkpoint, "t")
+        want = checkpoint.tensors["t"].dequantize()
+    assert formats == ["bf16"] and report.decoded == []
+    assert same_bits(got["values"].astype(np.uint32) << 16, want)
 
 
 def test_q8_k_is_code_times_scale(tmp_path):

@@ -93,11 +93,16 @@ def test_folders_without_what_is_needed_say_what(folder, tmp_path):
         open_checkpoint(tmp_path / "absent")
 
 
-def test_quantized_folders_are_refused_by_method(folder):
-    config = {"quantization_config": {"quant_method": "gptq", "bits": 4}}
+@pytest.mark.parametrize("method", ["gptq", "awq", "bitsandbytes", "", None, 4, ["fp8"]])
+@pytest.mark.parametrize("nested", [False, True])
+def test_unknown_quantizations_are_refused_by_method(folder, method, nested):
+    config = {"quantization_config": {"quant_method": method, "bits": 4}}
+    config = {"text_config": config} if nested else config
     (folder / "config.json").write_text(json.dumps(config))
-    with pytest.raises(UnsupportedError, match="'gptq'"):
+    with pytest.raises(UnsupportedError) as error:
         open_checkpoint(folder)
+    for part in (f"quant_method is {method!r}", "config.json", "compressed-tensors, fp8, mxfp4"):
+        assert part in str(error.value)
 
 
 def test_errors_name_file_tensor_value_and_limit(folder):

@@ -267,7 +267,8 @@ def J8(d):
         "unknown strategy": {"strategy": "magic"}, "group not dividing": {"group_size": 7},
     }.items():  # fmt: skip
         groups = {"g": {"targets": ["Linear"], "weights": weights | changed}}
-        q = {"quant_method": "compressed-tensors", "config_groups": groups, "ignore": ["re:(a+)+$"]}
+        q = {"quant_method": "compressed-tensors", "format": "pack-quantized"}
+        q |= {"config_groups": groups, "ignore": ["re:(a+)+$"]}
         yield config(d, name, json.dumps({"quantization_config": q}).encode())
         yield config(d, f"{name}, nested",
                      json.dumps({"text_config": {"quantization_config": q}}).encode())  # fmt: skip

@@ -7,6 +7,7 @@ GROUPS = [
     *[f"S{i}" for i in range(1, 13)],
     *[f"G{i}" for i in range(1, 15)],
     *[f"J{i}" for i in range(1, 10)],
+    *[f"Q{i}" for i in range(1, 5)],
 ]
 
 

@@ -37,7 +37,7 @@ def open_checkpoint(path, *, mmap=True):
     CheckpointError
         If a file is malformed or lies; the message names file, place, value and what is legal.
     UnsupportedError
-        If a folder holds a quantized safetensors checkpoint, which this version does not read.
+        If a quantized safetensors checkpoint names a method or a setting that is not read.
     FileNotFoundError, OSError
         If there is nothing to open.
     """

@@ -10,9 +10,10 @@ from typing import NamedTuple
 
 import safetensors
 
-from octavo.errors import CheckpointError, UnsupportedError
+from octavo.errors import CheckpointError
 
 from .guarded_json import parse_json, read_json
+from .quantization import reader_of
 from .source import File, bare_name, fail
 from .tensors import Checkpoint, Tensor
 
@@ -66,6 +67,7 @@ def open_safetensors(path, *, mmap=True):
     """
     folder = path if path.is_dir() else path.parent
     metadata = _folder_metadata(folder)
+    logical = reader_of(folder / "config.json", metadata["config"])
     shards = {path.name: None} if path != folder else _shards(folder)
     files, tensors = [], {}
     try:
@@ -75,6 +77,7 @@ def open_safetensors(path, *, mmap=True):
             if mapped is not None and set(part) != mapped:
                 raise _index_mismatch(folder, name, set(part), mapped)
             tensors.update(part)
+        tensors = logical(tensors)
     except BaseException:
         for file in files:
             file.close()
@@ -87,26 +90,10 @@ def _folder_metadata(folder):
     if not path.exists():
         raise CheckpointError(f"{folder}: no config.json; legal: one beside the safetensors files")
     metadata = {"config": read_json(path, limit_bytes=CONFIG_BYTES), "format": {}}
-    _refuse_quantized(path, metadata["config"])
     for name in ("generation_config", "tokenizer_config"):
         if (folder / f"{name}.json").exists():
             metadata[name] = read_json(folder / f"{name}.json", limit_bytes=CONFIG_BYTES)
     return metadata
-
-
-def _refuse_quantized(path, config):
-    text = config.get("text_config")
-    nested = text if isinstance(text, dict) else {}
-    found = config.get("quantization_config") or nested.get("quantization_config")
-    if not found:
-        return
-    if not isinstance(found, dict):
-        raise fail(path, "quantization_config", found, "an object")
-    method = found.get("quant_method", "of unknown method")
-    raise UnsupportedError(
-        f"{path}: quantization_config {method!r:.80} is not read by this version; "
-        "use the unquantized checkpoint (F32, F16, BF16) or a .gguf file"
-    )
 
 
 def _shards(folder):

@@ -69,6 +69,28 @@ class Tensor:
         """
         return self._file.view(self.offset, self.nbytes)
 
+    @property
+    def path(self):
+        """The file that holds the bytes."""
+        return self._file.path
+
+    def copy(self):
+        """Return the stored bytes as `raw` does, but read anew and never as a view.
+
+        A few bytes of a large mapped file cost one small read so, not a page fault that reads far
+        ahead.
+        """
+        return self._file.copy(self.offset, self.nbytes)
+
+    def at(self, index):
+        """Return entry `index` of the first axis as a tensor of its own; no byte is read."""
+        count = self.shape[0] if self.shape else 0
+        if not 0 <= index < count:
+            raise IndexError(f"tensor {self.name!r}: entry {index}; legal: 0 to {count - 1}")
+        nbytes = self.nbytes // count
+        offset = self.offset + index * nbytes
+        return Tensor(self.name, self.type, self.shape[1:], nbytes, offset, self._file)
+
     def array(self):
         """Return an F32, F16 or BF16 tensor as an array of its own dtype.
 
@@ -122,17 +144,22 @@ class Tensor:
     def _cut(self, rows):
         if rows is None:
             return self.shape, self.offset, self.nbytes
-        if not isinstance(rows, slice) or len(self.shape) < 2:
-            raise TypeError(
-                f"tensor {self.name!r}: rows must be a slice of the first of >= 2 axes, "
-                f"not {rows!r} of shape {self.shape}"
-            )
-        start, stop, step = rows.indices(self.shape[0])
-        if step != 1:
-            raise ValueError(f"tensor {self.name!r}: rows must have step 1, not {step}")
-        count = max(0, stop - start)
+        start, count = row_range(self, rows)
         row_bytes = self.nbytes // self.shape[0] if self.shape[0] else 0
         return (count, *self.shape[1:]), self.offset + start * row_bytes, count * row_bytes
+
+
+def row_range(tensor, rows):
+    """Return start and count of the rows that `dequantize(rows)` of a tensor asks for."""
+    if not isinstance(rows, slice) or len(tensor.shape) < 2:
+        raise TypeError(
+            f"tensor {tensor.name!r}: rows must be a slice of the first of >= 2 axes, "
+            f"not {rows!r} of shape {tensor.shape}"
+        )
+    start, stop, step = rows.indices(tensor.shape[0])
+    if step != 1:
+        raise ValueError(f"tensor {tensor.name!r}: rows must have step 1, not {step}")
+    return start, max(0, stop - start)
 
 
 class Checkpoint:
@@ -149,8 +176,9 @@ class Checkpoint:
     metadata : Mapping
         GGUF: its key-values. safetensors: ``"config"``, ``"generation_config"``,
         ``"tokenizer_config"`` (parsed, where the files exist) and ``"format"``.
-    tensors : Mapping of str to Tensor
-        In the order of the file.
+    tensors : Mapping of str to Tensor or Logical
+        In the order of the file. What a quantized safetensors checkpoint stores in parts stands
+        here once, as a `Logical` tensor in the place of its parts.
     """
 
     def __init__(self, path, kind, metadata, tensors, files):
@@ -162,7 +190,7 @@ class Checkpoint:
         self._identity = None
 
     @property
-    def tensors(self) -> Mapping[str, Tensor]:
+    def tensors(self) -> Mapping[str, Any]:
         """The tensors by name."""
         return MappingProxyType(self._tensors)
 

@@ -1,8 +1,8 @@
 """From checkpoint tensors to packed weights: which format each matrix gets, and how it is read.
 
-Stored block formats are handed to the core as they lie in the file (strides and offsets), so what
-a kernel multiplies is the checkpoint's own codes and scales. Types without kernels are decoded to
-f32, and the load report says so.
+Stored codes and scales are handed to the core as they lie in the file (strides and offsets), so
+what a kernel multiplies is the checkpoint's own. Types without kernels are decoded to f32, or to
+bf16 where that is exact, and the load report says so.
 """
 
 import re
@@ -43,6 +43,9 @@ _BLOCKS = {
     "Q4_0": _Block("q4g32", 18, "halves", codes=2),
     "Q4_1": _Block("q4g32m", 20, "halves", codes=4, mins=2),
 }
+# The other types that a format holds without loss: as stored, and as values exact in it.
+_PACKED_INT4 = "INT4_G32"
+_LOSSLESS = {_PACKED_INT4: "q4g32", "MXFP4": "bf16"}
 
 
 @dataclass(frozen=True)
@@ -82,7 +85,8 @@ class LoadReport:
     @property
     def decoded(self) -> list[str]:
         """Stored types that have no kernels and are held as f32."""
-        return sorted({r.stored for r in self.rows if r.stored not in (*_VALUES, *_BLOCKS)})
+        known = {*_VALUES, *_BLOCKS, *_LOSSLESS}
+        return sorted({r.stored for r in self.rows} - known)
 
     def __repr__(self) -> str:
         from .repr import text_table
@@ -188,7 +192,7 @@ def _stored_format(kind: str) -> str:
     """The format that holds a stored type without loss."""
     if kind in _BLOCKS:
         return _BLOCKS[kind].format
-    return _VALUES.get(kind, "f32")
+    return _LOSSLESS.get(kind) or _VALUES.get(kind, "f32")
 
 
 def stored_source(tensor: Any, held: str, use: TensorUse) -> dict[str, Any] | None:
@@ -196,6 +200,8 @@ def stored_source(tensor: Any, held: str, use: TensorUse) -> dict[str, Any] | No
     block = _BLOCKS.get(tensor.type)
     if block and block.format == held:
         return _block_source(tensor, block, use)
+    if tensor.type == _PACKED_INT4 and held == _LOSSLESS[_PACKED_INT4]:
+        return _pairs_source(tensor, held, use)
     if _VALUES.get(tensor.type) == held:
         return _values_source(held, *use.shape, tensor.raw(), held, use.row_map)
     return None
@@ -239,6 +245,16 @@ def _block_source(tensor: Any, block: _Block, use: TensorUse) -> dict[str, Any]:
         row_stride=row, group_stride=block.nbytes,
         scales=raw, scale_type="f16", scale_row_stride=row, scale_group_stride=block.nbytes,
         row_map=use.row_map, **mins,
+    )  # fmt: skip
+
+
+def _pairs_source(tensor: Any, held: str, use: TensorUse) -> dict[str, Any]:
+    n, k = use.shape
+    return dict(
+        format=held, n=n, k=k, codes=tensor.packed.raw(), source="pairs",
+        row_stride=k // 2, group_stride=16,
+        scales=tensor.scale.raw(), scale_type=_VALUES[tensor.scale.type],
+        scale_row_stride=k // 32 * 2, scale_group_stride=2, row_map=use.row_map,
     )  # fmt: skip
 
 

@@ -1,7 +1,8 @@
 """Weight schemes: in which format matrices are held, and how activations are read.
 
 ``"checkpoint"`` holds every tensor as the file stores it (types without kernels are decoded to
-f32). Any other name is a weight format: float ones are cast, those with scales re-quantized.
+f32, or to bf16 where that is exact). Any other name is a weight format: float ones are cast, those
+with scales re-quantized.
 """
 
 from dataclasses import dataclass
