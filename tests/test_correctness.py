@@ -5,13 +5,14 @@ of float32 arithmetic: at most 2e-4 nats on the log-probability of any id, and t
 every position.
 """
 
-import dataclasses
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from oracle import fixtures, latent
 from oracle.forward import Forward, from_folder, from_gguf
+from oracle.quantized import pack_folder
 
 import octavo
 
@@ -106,7 +107,7 @@ def test_absorbed_latent_attention_is_the_plain_form(tmp_path, shape, dtype, nes
     ids=str,
 )
 def test_other_shapes_of_latent_attention(tmp_path, change):
-    shape = dataclasses.replace(latent.DSV3, **change)
+    shape = replace(latent.DSV3, **change)
     latent.write_folder(tmp_path, shape)
     check(tmp_path, latent.from_folder(tmp_path), tiny_ids(150))
 
@@ -116,6 +117,25 @@ def test_other_shapes_of_latent_attention(tmp_path, change):
 def test_the_norms_of_latents_have_an_eps_of_their_own(tmp_path, eps):
     latent.write_folder(tmp_path, latent.KIMI, latent_norm_eps=eps)
     check(tmp_path, latent.from_folder(tmp_path), tiny_ids(100))
+
+
+@pytest.mark.core
+@pytest.mark.parametrize("method, modules, stored, held", [
+    ("int4", r".*\.experts\..*", "INT4_G32", "q4g32"),
+    ("fp8", r".*_proj", "FP8_BLOCK", "f32"),
+])  # fmt: skip
+def test_quantized_safetensors(tmp_path, method, modules, stored, held):
+    """Against the oracle fed with what the codes and scales mean, in rows of ragged blocks."""
+    shape = replace(fixtures.QWEN3_MOE, hidden=160, inner=96)
+    fixtures.write_folder(tmp_path, shape)
+    config = from_folder(tmp_path).config
+    check(tmp_path, Forward(config, pack_folder(tmp_path, method, modules)), tiny_ids())
+    with octavo.LLM(tmp_path, progress=False) as llm:
+        rows = {r.kind: (r.stored, r.format, r.count) for r in llm.report.rows}
+        assert llm.report.decoded == ([stored] if held == "f32" else [])
+        assert not llm.report.skipped
+    assert rows["layers.*.moe.*.down"] == (stored, held, 2 * shape.experts)
+    assert rows["layers.*.moe.router"] == ("F32", "f32", 2)
 
 
 @pytest.mark.core
