@@ -66,6 +66,15 @@ class Table:
             console.print(str(self), highlight=False, markup=False, soft_wrap=True)
 
 
+def size(nbytes: float) -> str:
+    """Return bytes in binary units."""
+    for unit in ("B", "KiB", "MiB"):
+        if nbytes < 1024:
+            return f"{nbytes:.0f} {unit}" if unit == "B" else f"{nbytes:.1f} {unit}"
+        nbytes /= 1024
+    return f"{nbytes:.2f} GiB"
+
+
 def figure(x: float, digits: int = 3) -> str:
     """Format a figure: `digits` significant ones, plain where that is short, else with exponent."""
     if x != x:

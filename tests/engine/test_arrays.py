@@ -219,13 +219,6 @@ def test_memory_is_checked(memory):
         octavo.Cache(1, 1, 16, memory=memory)
 
 
-def test_memory_by_name():
-    from octavo.engine.memory import parse_bytes
-
-    assert [parse_bytes(m) for m in ("1 KiB", "2MB", "1.5 GiB", "7", "3 b")] == [
-        1024, 2_000_000, 3 << 29, 7, 3]  # fmt: skip
-
-
 # ---- Linear
 
 

@@ -14,12 +14,12 @@ import numpy.typing as npt
 from octavo import _core
 from octavo.errors import ClosedError
 from octavo.model import LayerShape
+from octavo.plan.amounts import parse_bytes
 from octavo.scheme import KVScheme
 
 from .checks import MOST_THREADS, check_count
 from .ends import close_at_exit
 from .kv import EditView, Ledger, checked_place, edit_page
-from .memory import parse_bytes
 from .pages import PageView, open_page
 from .pool import PAGE_TOKENS, Pool
 

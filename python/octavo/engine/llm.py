@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from octavo.errors import BusyError
+from octavo.plan.amounts import parse_bytes
 from octavo.scheme import DEFAULT_ACT, KVScheme, WeightScheme, parse_act
 
 from .capture import Taps
@@ -20,7 +21,7 @@ from .checks import MOST_THREADS, check_count
 from .cost import Profile
 from .generation import Generation
 from .ids import token_ids
-from .memory import default_budget, parse_bytes
+from .memory import default_budget
 from .pool import Pool
 from .routing import Route, Steer
 from .sequence import Sequence

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from octavo.table import size
+
 if TYPE_CHECKING:
     from .diff import CacheDiff
     from .kv import Ledger
@@ -46,15 +48,6 @@ def html_table(head: Row, body: Iterable[Row], caption: str = "") -> str:
     title = f"<caption>{html.escape(caption)}</caption>" if caption else ""
     head_row = row(head, "th") if any(head) else ""
     return f"<table>{title}{head_row}{''.join(row(r, 'td') for r in body)}</table>"
-
-
-def size(nbytes: float) -> str:
-    """Return bytes in binary units."""
-    for unit in ("B", "KiB", "MiB"):
-        if nbytes < 1024:
-            return f"{nbytes:.0f} {unit}" if unit == "B" else f"{nbytes:.1f} {unit}"
-        nbytes /= 1024
-    return f"{nbytes:.2f} GiB"
 
 
 # ---- LLM -----------------------------------------------------------------------------
