@@ -9,10 +9,11 @@ import re
 from collections.abc import Mapping
 from importlib import import_module
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 from octavo.errors import CheckpointError, UnsupportedError
 
+from .dense import HF_NAMES
 from .fields import Fields
 from .spec import LayerShape, Mixture, ModelSpec, Op, Program, Rope, TensorUse
 
@@ -26,6 +27,7 @@ __all__ = [
     "Rope",
     "TensorUse",
     "model_of",
+    "spec_of",
 ]
 
 # file of the family: (GGUF general.architecture, Hugging Face architectures)
@@ -68,6 +70,35 @@ def model_of(checkpoint: Any) -> tuple[ModelSpec, Program]:
         spec = family.from_hf(Fields(config, f"{source}: config.json"), tensors)
     check_tensors(spec, tensors, source)
     return spec, family.program_of(spec)
+
+
+class _Shape(NamedTuple):
+    shape: tuple[int, int]
+
+
+def spec_of(config: Mapping[str, Any], source: str) -> ModelSpec:
+    """Make the spec of a ``config.json`` without its tensors: the numbers say their shapes.
+
+    Parameters
+    ----------
+    config : Mapping
+        Parsed; a text model may lie in its ``text_config``.
+    source : str
+        What error texts call it.
+
+    Raises
+    ------
+    UnsupportedError, CheckpointError
+        As `model_of`, but for what only tensors can show.
+    """
+    family = _family(_hf_architecture(config), 1, source)
+    text, prefix = config.get("text_config"), "language_model."
+    if not isinstance(text, dict):
+        text, prefix = config, ""
+    fields = Fields(text, source)
+    embedding = _Shape((fields.integer("vocab_size"), fields.integer("hidden_size")))
+    tensors = {f"{prefix}{HF_NAMES['embed']}.weight": embedding}
+    return family.from_hf(Fields(config, source), tensors)
 
 
 def _hf_architecture(config: Mapping[str, Any]) -> str:

@@ -41,6 +41,7 @@ HF_NAMES = {
     "layers.{}.moe.{}.up": f"{_HF}mlp.experts.{{}}.up_proj",
     "layers.{}.moe.{}.down": f"{_HF}mlp.experts.{{}}.down_proj",
 }  # fmt: skip
+_MOST_USES = 1 << 18
 EXPERT = ("gate", "up", "down")
 BIASED = ("attn.q", "attn.k", "attn.v", "attn.o")
 
@@ -74,6 +75,7 @@ def tensor_uses(
     interleaved : bool
         Rows of q and k (and their biases) are stored interleaved: map them back.
     """
+    _check_count(spec)
     uses = [TensorUse("embed", f"{names['embed']}.weight", (spec.vocab, spec.hidden))]
     maps = {}
     if interleaved:
@@ -94,6 +96,17 @@ def tensor_uses(
     if not spec.tied:
         uses.append(TensorUse("head", f"{names['head']}.weight", (spec.vocab, spec.hidden)))
     return tuple(uses)
+
+
+def _check_count(spec: ModelSpec) -> None:
+    """Refuse numbers, each of them legal, that list more matrices than any index of a file may."""
+    experts = len(EXPERT) * spec.moe.experts if spec.moe else 0
+    heads = 2 * spec.heads if spec.latent else 0
+    if spec.layers * (experts + heads) > _MOST_USES:
+        raise CheckpointError(
+            f"model {spec.name!r:.60}: {spec.layers} layers of {experts} matrices of experts and "
+            f"{heads} of latent heads; legal: at most {_MOST_USES} in all"
+        )
 
 
 def _expert_uses(spec: ModelSpec, layer: int, names: Mapping[str, str]) -> list[TensorUse]:
