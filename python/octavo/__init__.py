@@ -26,8 +26,11 @@ if TYPE_CHECKING:
     from .engine.params import SamplingParams
     from .engine.sequence import Sequence
     from .hub import pull
+    from .plan.door import plan
     from .scheme import KVScheme, WeightScheme
     from .survey import Machine, kernels, machine, memory, profile
+else:
+    from . import plan  # a package that can be called: imports inside of it cannot hide it
 
 # Name to the module that has it.
 _LAZY = {
@@ -61,6 +64,7 @@ __all__ = [
     "kernels",
     "machine",
     "memory",
+    "plan",
     "profile",
     "pull",
 ]

@@ -8,6 +8,10 @@ import os
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import NamedTuple
+
+_UNIT_TOKENS = 16  # rows that an open page grows by
+_PROBE_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -50,6 +54,38 @@ def tables() -> Tables:
         return out
 
     return Tables(bits("page"), bits("weight"), kinds("page", "scores"), kinds("weight", "linear"))
+
+
+class BlockBytes(NamedTuple):
+    """What one head's keys, or values, take: a page's 64 rows sealed, and one row while open."""
+
+    sealed: int
+    open_row: int
+
+
+@cache
+def block_bytes(page_format: str, width: int) -> BlockBytes:
+    """Ask the core for the bytes of one head of `width` channels in a page format.
+
+    Raises
+    ------
+    ValueError
+        If the format does not exist, or cannot hold rows of this width.
+    """
+    from octavo import _core
+
+    sides = {f"{side}_{name}": value for side in "kv"
+             for name, value in (("width", width), ("format", page_format))}  # fmt: skip
+    runtime = _core.Runtime(1)
+    try:
+        pages = _core.Cache(runtime, [{"kv_heads": 1, **sides}], budget=_PROBE_BYTES)
+        try:
+            ledger = pages.ledger()
+        finally:
+            pages.close()
+    finally:
+        runtime.close()
+    return BlockBytes(ledger["page_bytes"] // 2, ledger["unit_bytes"] // 2 // _UNIT_TOKENS)
 
 
 def last_level_cache() -> int:

@@ -1,0 +1,128 @@
+"""What a cache takes: bytes of pages by scheme, and how many tokens a budget holds.
+
+A layer's bytes are its heads' blocks, which the core is asked for; latent attention has two
+segments, the latent in the scheme's format and the rotated key in the type of open rows. How a
+history's bytes follow is the reading law of docs/architecture.md, as in `_core.Cache.bytes_for`.
+"""
+
+from contextlib import suppress
+from dataclasses import dataclass
+
+from octavo.model import LayerShape, ModelSpec
+from octavo.scheme import KVScheme
+
+from .machine import block_bytes, tables
+
+PAGE_TOKENS = 64
+_UNIT_TOKENS = 16
+
+
+@dataclass(frozen=True)
+class KVCost:
+    """Bytes of keys and values under one scheme.
+
+    Attributes
+    ----------
+    scheme : str
+    page_bytes : int
+        Of a sealed page of 64 tokens over all layers.
+    row_bytes : int
+        Of a token over all layers while its page is open.
+    kept_pages : int
+        Pages that the scheme keeps as open rows: sinks and recent ones.
+    """
+
+    scheme: str
+    page_bytes: int
+    row_bytes: int
+    kept_pages: int = 0
+
+    @property
+    def token_bytes(self) -> int:
+        """Of a sealed token, scales included."""
+        return self.page_bytes // PAGE_TOKENS
+
+    def nbytes(self, tokens: int) -> int:
+        """Return what a history of so many tokens holds."""
+        full, rest = divmod(tokens, PAGE_TOKENS)
+        sealed = max(0, full - self.kept_pages)
+        rows = (full - sealed) * PAGE_TOKENS + -(-rest // _UNIT_TOKENS) * _UNIT_TOKENS
+        return sealed * self.page_bytes + rows * self.row_bytes
+
+    def needed(self, tokens: int) -> int:
+        """Return what it takes to get there: whole pages, and an open one beside them."""
+        return self.nbytes(tokens // PAGE_TOKENS * PAGE_TOKENS) + PAGE_TOKENS * self.row_bytes
+
+    def tokens_in(self, budget: int) -> int:
+        """Return the longest history, in whole pages, that fits into so many bytes."""
+        open_page = PAGE_TOKENS * self.row_bytes
+        pages = max(0, budget // open_page - 1)
+        if pages >= self.kept_pages and budget >= open_page:
+            left = budget - (self.kept_pages + 1) * open_page
+            pages = self.kept_pages + left // self.page_bytes
+        return pages * PAGE_TOKENS
+
+
+def kv_cost(spec: ModelSpec, scheme: KVScheme) -> KVCost:
+    """Return what a scheme costs on a model.
+
+    Raises
+    ------
+    ValueError
+        If it cannot hold the model's rows: a width that its formats do not take, a layer that is
+        not there, two formats for a latent, which is keys and values at once.
+    """
+    shapes = spec.cache_layers
+    page = row = 0
+    for shape, layer in zip(shapes, scheme.core_layers(shapes), strict=True):
+        k, v = ([layer[f"{side}_{of}"] for of in ("format", "transform")] for side in "kv")
+        if shape.latent and k != v:
+            raise ValueError(
+                f"KV scheme {scheme.name!r} stores keys and values in two ways, and the latent "
+                f"that this model caches is both; legal: one format, such as {k[0]!r}"
+            )
+        sealed, opened = _head_bytes(shape, k[0], v[0])
+        page += shape.kv_heads * sealed
+        row += shape.kv_heads * opened
+    return KVCost(scheme.name, page, row, scheme.sink_pages + scheme.recent_pages)
+
+
+def _head_bytes(shape: LayerShape, k_format: str, v_format: str) -> tuple[int, int]:
+    """Return the bytes of a head's sealed page and of its open row."""
+    k = block_bytes(k_format, shape.k_width)
+    if shape.latent:
+        rope = k.open_row // shape.k_width * shape.v_width
+        return k.sealed + PAGE_TOKENS * rope, k.open_row + rope
+    v = block_bytes(v_format, shape.v_width)
+    return k.sealed + v.sealed, k.open_row + v.open_row
+
+
+def all_costs(spec: ModelSpec) -> tuple[KVCost, ...]:
+    """Return the cost of every page format that can hold the model's rows."""
+    out = []
+    for name in tables().pages:
+        with suppress(ValueError):  # a width that its group does not divide
+            out.append(kv_cost(spec, KVScheme(name)))
+    return tuple(out)
+
+
+def head_widths(spec: ModelSpec) -> tuple[int, int]:
+    """Return the widths of a query head's key and value where every head has its own."""
+    latent = spec.latent
+    return (spec.head_dim, spec.head_dim) if latent is None else (spec.head_dim, latent.v)
+
+
+def full_token_bytes(spec: ModelSpec) -> int:
+    """Return bf16 bytes per token of a cache that keeps every query head's key and value."""
+    return 2 * spec.layers * spec.heads * sum(head_widths(spec))
+
+
+def attention_ops(spec: ModelSpec) -> int:
+    """Return the operations of one query per token that it sees, over all layers and heads.
+
+    Two for each multiply-add, of scores and of sums of values; latent attention is absorbed.
+    """
+    widths = [s.k_width + s.v_width for s in spec.cache_layers]
+    if spec.latent is not None:
+        widths = [2 * spec.latent.rank + spec.latent.rope] * spec.layers
+    return 2 * spec.heads * sum(widths)
