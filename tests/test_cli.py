@@ -72,6 +72,25 @@ def test_profile_prints_both_phases_against_the_roofs(capsys, tiny_llama):
     assert out.count("attend") == 2 and "roofs:" in out
 
 
+def test_plan_prints_tables_or_json(capsys):
+    argv = ["plan", "kimi-k2.5", "--context", 262144, "--kv", "int4", "--memory", "24GiB,512GiB"]
+    status, out, err = run(capsys, *argv, "--bandwidth", "400GB/s")
+    assert status == 0 and not err
+    for part in ("1,026,408,232,448", "6,396,313,600", "512.00 GiB", "tokens/s"):
+        assert part in out
+    status, out, _ = run(capsys, *argv, "--json")
+    found = json.loads(out)
+    assert status == 0 and found["fits"][1]["others_and_context"] and not found["ceilings"]
+    status, out, err = run(capsys, "plan", "kimi-k2.5", "--context", 0)
+    assert status == 1 and not out and "context is 0" in err
+
+
+def test_plan_measures_this_machine(capsys, tiny_llama):
+    argv = ["plan", tiny_llama, "--bandwidth", "measured", "--threads", 1]
+    status, out, _ = run(capsys, *argv)
+    assert status == 0 and "roofs: " in out and "GB/s" in out and "held by" in out
+
+
 def test_errors_are_one_line_and_status_1(capsys, tmp_path):
     status, out, err = run(capsys, "info", tmp_path / "none.gguf")
     assert status == 1 and not out and err.startswith("octavo: ") and "none.gguf" in err

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from octavo import cli
+
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -42,6 +44,14 @@ def test_the_notebook_example_prints_what_it_says(smollm2):
     assert re.sub(r"\s+", "", out.getvalue()) == re.sub(r"\s+", "", shown)
     scope["a"].close()
     scope["llm"].close()
+
+
+def test_the_plan_prints_what_the_readme_says(capsys):
+    text = (ROOT / "README.md").read_text()
+    example = r"`octavo (plan kimi[^`]*)`.*?```text\n(.*?)```"
+    command, shown = re.search(example, text, re.S).groups()
+    assert cli.main(command.split()) == 0
+    assert shown in capsys.readouterr().out
 
 
 def test_the_shipped_text_is_plain_ascii():

@@ -85,6 +85,26 @@ def info(args: argparse.Namespace, console: Any) -> int:
     return 0
 
 
+def plan(args: argparse.Namespace, console: Any) -> int:
+    import octavo
+
+    bandwidth = args.bandwidth
+    if bandwidth == "measured":
+        bandwidth = octavo.machine(args.threads)
+    out = octavo.plan(
+        args.model, args.context, args.kv, args.weights, memory=args.memory or (),
+        bandwidth=bandwidth,
+    )  # fmt: skip
+    if args.json:
+        print(out.to_json())
+        return 0
+    for i, table in enumerate(out.tables()):
+        if i:
+            console.print()
+        table.show(console)
+    return 0
+
+
 def generate(args: argparse.Namespace, console: Any) -> int:
     prompt = sys.stdin.read() if args.prompt == "-" else args.prompt
     with _open(args) as llm:
@@ -209,6 +229,16 @@ def parser() -> argparse.ArgumentParser:
     p = add(info, "print what a checkpoint holds and what its cache will cost")
     _model_args(p)
     _scheme_args(p)
+    p = add(plan, "what a model takes and reads, from its config alone, and what fits where")
+    p.add_argument("model", help="kimi-k2.5, kimi-k2, deepseek-v3, a config.json or a folder with "
+                   "one, or a .gguf file")  # fmt: skip
+    p.add_argument("--context", type=int, help="tokens; default: what the model was made for")
+    p.add_argument("--kv", default="bf16", help="KV scheme, such as int4; default %(default)s")
+    p.add_argument("--weights", default="checkpoint", help="weight scheme; default %(default)s")
+    p.add_argument("--memory", help="memories to fit it into, such as 24GiB,512GiB")
+    p.add_argument("--bandwidth", help="such as 400GB/s, or 'measured' on this machine")
+    p.add_argument("--threads", type=int, help="that measure; default: what this machine grants")
+    p.add_argument("--json", action="store_true", help="one JSON document")
     p = add(generate, "continue a prompt")
     _model_args(p)
     p.add_argument("prompt", help="- for standard input")
