@@ -264,6 +264,7 @@ typedef struct {
     float *s;           /* [nq][lds] */
     size_t lds;
     oct_ahead ahead;
+    bool add; /* s = s + score, -inf as before; OCT_FORM_F32 alone */
 } oct_scores_args;
 
 /* o[i][0..d) continues with the tokens t < visible[i] of this page, p[i][t] their probabilities.
@@ -387,6 +388,7 @@ typedef struct {
     const int *visible; /* [nq] */
     float *s;
     size_t lds;
+    bool add; /* s = s + score */
 } oct_scores_f32_args; /* [lo, hi): queries */
 
 /* o[i][c] = fma(w_t, v[t][c], o[i][c]), t ascending below visible[i], w_t = p[i][t] (* scale[t]).

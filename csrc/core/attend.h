@@ -30,8 +30,7 @@ typedef struct {
     float *q;       /* [queries][width] of the block that is walked */
     oct_rows codes; /* of q */
     float *s;       /* [queries][CHUNK] */
-    float *rotated; /* [queries][P] scores of a page's rotated keys; with `turned`, of latent layers */
-    char *turned;   /* a latent's block as values */
+    char *turned; /* a latent's block as values */
     oct_partial chunk, level[LEVELS];
     int *visible;
 } oct_attend_lane;

@@ -16,7 +16,7 @@ static size_t lane_floats(int queries, int width, size_t turned_bytes)
 {
     const size_t q = (size_t)queries;
     const size_t n = q * (size_t)width + q * CHUNK + (LEVELS + 1) * q * ((size_t)width + 2) + q +
-                     (turned_bytes ? turned_bytes / sizeof(float) + q * P : 0);
+                     turned_bytes / sizeof(float);
     return (n + 15) / 16 * 16;
 }
 
@@ -25,8 +25,6 @@ static void lay_out_lane(lane_buffers *b, float *at, int queries, int width, siz
     const size_t q = (size_t)queries;
     b->turned = (char *)at;
     at += turned_bytes / sizeof *at;
-    b->rotated = at;
-    at += turned_bytes ? q * P : 0;
     b->q = at;
     at += q * (size_t)width;
     b->s = at;

@@ -184,11 +184,9 @@ static void add_rotated(walk *w, int64_t page, float *s)
     const void *keys = read_page(w, page, OCT_SEGMENT_V, &format, &form);
     const oct_scores_args scores = {
         &k->page[format], &k->op, keys, unit_stride(w, page, OCT_SEGMENT_V), w->rotated.k,
-        w->queries, form, &w->rotated, w->buf->visible, w->buf->rotated, P, {0},
+        w->queries, form, &w->rotated, w->buf->visible, s, CHUNK, {0}, true,
     };
     k->page[format].scores[form](&scores, w->kernel_lane);
-    for (int i = 0; i < w->queries; i++, s += CHUNK)
-        for (int t = 0; t < P; t++) s[t] += w->buf->rotated[i * P + t];
 }
 
 /* A page as values: V as it lies; a latent's block turned, in the lane. */
@@ -225,7 +223,7 @@ void oct_walk_chunk(walk *w, int chunk, const partial *out)
         const oct_scores_args scores = {
             &k->page[format], &k->op, keys, unit_stride(w, first + i, OCT_SEGMENT_K), ks->width,
             w->queries, form, &w->codes, w->buf->visible, w->buf->s + i * P, CHUNK,
-            ahead_of(w, first, pages, i),
+            ahead_of(w, first, pages, i), false,
         };
         k->page[format].scores[form](&scores, w->kernel_lane);
         if (w->j->l->latent) add_rotated(w, first + i, w->buf->s + i * P);

@@ -104,11 +104,12 @@ op_scores_f32(PyObject *self, PyObject *args)
     oct_isa isa;
     view q, kt, scale, visible, s;
     Py_ssize_t lo = 0, hi = -1;
-    if (!PyArg_ParseTuple(args, "O&O&O&O&O&O&|nn", oct_probe_isa, &isa, f32, &q, f32, &kt, f32,
-                          &scale, i32, &visible, f32, &s, &lo, &hi))
+    int add = 0;
+    if (!PyArg_ParseTuple(args, "O&O&O&O&O&O&|nnp", oct_probe_isa, &isa, f32, &q, f32, &kt, f32,
+                          &scale, i32, &visible, f32, &s, &lo, &hi, &add))
         return NULL;
     const oct_scores_f32_args a = {
-        q.data, q.ld, (int)q.rows, (int)q.cols, kt.data, scale.data, visible.data, s.data, s.ld,
+        q.data, q.ld, (int)q.rows, (int)q.cols, kt.data, scale.data, visible.data, s.data, s.ld, add,
     };
     return RUN(scores_f32, a, q.rows);
 }

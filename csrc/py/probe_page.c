@@ -210,10 +210,11 @@ page_scores(PyObject *self, PyObject *args)
     oct_rows q = {0};
     void *block, *visible, *x, *hi, *lo, *scale, *sum, *s;
     Py_ssize_t stride, ldx, lds;
-    if (!PyArg_ParseTuple(args, "O&O&O&O&niiO&O&nO&O&O&O&O&n", page_id, &id, oct_probe_isa, &isa,
+    int add = 0;
+    if (!PyArg_ParseTuple(args, "O&O&O&O&niiO&O&nO&O&O&O&O&n|p", page_id, &id, oct_probe_isa, &isa,
                           form_of, &a.form, address, &block, &stride, &a.d, &a.nq, address,
                           &visible, address, &x, &ldx, address, &hi, address, &lo, address, &scale,
-                          address, &sum, address, &s, &lds))
+                          address, &sum, address, &s, &lds, &add))
         return NULL;
     const oct_kernels *k = oct_probe_table(isa);
     const oct_act acts[] = {OCT_A32, OCT_A8, OCT_A8X2};
@@ -224,7 +225,7 @@ page_scores(PyObject *self, PyObject *args)
         .ldx = (size_t)ldx, .hi = hi, .lo = lo, .scale = scale, .sum = sum,
     };
     a.self = &k->page[id], a.ops = &k->op, a.block = block, a.unit_stride = (size_t)stride;
-    a.q = &q, a.visible = visible, a.s = s, a.lds = (size_t)lds;
+    a.q = &q, a.visible = visible, a.s = s, a.lds = (size_t)lds, a.add = add;
     return PyLong_FromLong((long)k->page[id].scores[a.form](&a, fresh_lane()));
 }
 

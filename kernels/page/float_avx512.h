@@ -91,9 +91,11 @@ OCT_INLINE void oct_float_scores_tile(const oct_scores_args *a, oct_float_format
         for (int v = 0; v < nu; v++) {
             const int t = (u + v) * OCT_UNIT_TOKENS;
             if (f.lines) acc[r][v] = _mm512_mul_ps(acc[r][v], oct_widen_bf16(scales + t));
-            _mm512_storeu_ps(a->s + (size_t)(i + r) * a->lds + t,
-                             _mm512_mask_mov_ps(_mm512_set1_ps(-INFINITY),
-                                                oct_lanes_below(a->visible[i + r] - t), acc[r][v]));
+            float *s = a->s + (size_t)(i + r) * a->lds + t;
+            if (a->add) acc[r][v] = _mm512_add_ps(_mm512_loadu_ps(s), acc[r][v]);
+            _mm512_storeu_ps(s, _mm512_mask_mov_ps(_mm512_set1_ps(-INFINITY),
+                                                   oct_lanes_below(a->visible[i + r] - t),
+                                                   acc[r][v]));
         }
 }
 

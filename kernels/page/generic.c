@@ -18,6 +18,7 @@ static oct_kstatus scores(const oct_scores_args *a, oct_decode_fn decode, const 
     decode(&page);
     const oct_scores_f32_args args = {
         a->q->x, a->q->ldx, a->nq, a->d, image, scale, a->visible, a->s, a->lds,
+        a->add,
     };
     return a->ops->scores_f32(&args, 0, (size_t)a->nq);
 }

@@ -280,8 +280,8 @@ def unpack(part, block):
     return logical.astype(np.int16) + part["bias"] if part["bias"] else logical
 
 
-def scores(fmt, isa, form, block, d, q, visible, stride=None, place=np.asarray):
-    """q [n, d] float32. Returns s [n, 64]. place: where what is read is put."""
+def scores(fmt, isa, form, block, d, q, visible, stride=None, place=np.asarray, add=None):
+    """q [n, d] float32. Returns s [n, 64], added to `add`. place: where what is read is put."""
     n, kp = len(q), -(-d // 32) * 32
     steps = {"f32": 1, "q8": 127, "q8x2": 16256}[form]
     codes, sq = quantize_rows(q, steps)
@@ -301,12 +301,15 @@ def scores(fmt, isa, form, block, d, q, visible, stride=None, place=np.asarray):
     hi8, lo8, sq, total, block = (place(a) for a in (hi8, lo8, sq, total, block))
     wide, lds = place(padded(q, 1)), 67
     raw, out = aligned(4 * n * lds, offset=4)
+    if add is not None:
+        out.view(F32).reshape(n, lds)[:, :64] = add
     given = np.ascontiguousarray(visible, np.int32)
     ints = [None] * 4 if form == "f32" else [hi8, lo8 if form == "q8x2" else None, sq, total]
     unit = block.nbytes // 4 if stride is None else stride
     status = _probe.page_scores(
-        fmt, isa, form, block, unit, d, n, given, wide, wide.shape[1], *ints, out, lds
-    )
+        fmt, isa, form, block, unit, d, n, given, wide, wide.shape[1], *ints, out, lds,
+        add is not None,
+    )  # fmt: skip
     assert status == 0 and intact(raw, out)
     s = out.view(F32).reshape(n, lds)
     assert (s[:, 64:].view(np.uint8) == 0xA5).all(), "scores wrote past the row"

@@ -72,6 +72,24 @@ def test_scores_match_numpy(isa, fmt, form, d):
             np.testing.assert_array_equal(s, want_scores(fmt, form, rows, q, visible))
 
 
+@pytest.mark.parametrize("rows", [1, 5, 6, 64])
+@pytest.mark.parametrize(("isa", "fmt"), [(isa, fmt) for isa in po.ISAS for fmt in po.FORMATS])
+def test_scores_are_added_to_what_is_there(isa, fmt, rows):
+    """In the form f32: one addition, and -inf past what a query sees, whatever was there."""
+    need(isa)
+    rng, d = np.random.default_rng(rows), 64
+    block, _ = page(fmt, d, "k", 1)
+    q, there = (rng.standard_normal((rows, n)).astype(F32) for n in (d, 64))
+    visible = rng.integers(0, 65, rows)
+    visible[0] = 64
+    there[:, 60:] = np.nan
+    there[0, 60:] = 1
+    bare = po.scores(fmt, isa, "f32", block, d, q, visible)
+    got = po.scores(fmt, isa, "f32", block, d, q, visible, add=there)
+    want = np.where(np.arange(64) < visible[:, None], there + bare, -np.inf).astype(F32)
+    np.testing.assert_array_equal(got, want)
+
+
 @pytest.mark.parametrize("d", WIDTHS)
 @pytest.mark.parametrize(("fmt", "form"), SLOTS)
 @pytest.mark.parametrize("isa", po.ISAS)

@@ -92,9 +92,9 @@ def test_the_longest_history_is_the_longest(name):
 
 
 def test_a_latent_has_one_format():
-    with pytest.raises(ValueError, match=r"'k8v4'.*one format, such as 'int8'"):
+    with pytest.raises(ValueError, match="same format and transform"):
         octavo.plan("kimi-k2.5", kv="k8v4")
-    with pytest.raises(ValueError, match="one format"):
+    with pytest.raises(ValueError, match="same format and transform"):
         octavo.plan("kimi-k2.5", kv="int4-had:int4")
     assert octavo.plan("kimi-k2.5", kv="int4-had").kv.token_bytes == 24_400
 

@@ -16,9 +16,11 @@ oct_kstatus oct_op_scores_f32_scalar(const oct_scores_f32_args *a, size_t lo, si
 {
     for (size_t i = lo; i < hi; i++) {
         assert(a->visible[i] >= 0 && a->visible[i] <= OCT_PAGE_TOKENS);
-        for (int t = 0; t < OCT_PAGE_TOKENS; t++)
-            a->s[i * a->lds + (size_t)t] =
-                t < a->visible[i] ? score(a, a->q + i * a->ldq, t) : -INFINITY;
+        for (int t = 0; t < OCT_PAGE_TOKENS; t++) {
+            float *s = a->s + i * a->lds + (size_t)t;
+            const float x = t < a->visible[i] ? score(a, a->q + i * a->ldq, t) : -INFINITY;
+            *s = a->add && t < a->visible[i] ? *s + x : x;
+        }
     }
     return OCT_K_OK;
 }

@@ -4,7 +4,7 @@
 #include "kernels/page/float_avx512.h"
 #include "kernels/page/fp8/fp8.h"
 #include "kernels/page/generic.h"
-#include "kernels/page/turn_x86.h"
+#include "kernels/page/turn_avx512.h"
 
 static oct_kstatus seal(const oct_seal_args *a)
 {
@@ -50,7 +50,7 @@ static oct_kstatus mix_f32(const oct_mix_args *a, void *lane)
 
 static oct_kstatus turn(const oct_turn_args *a)
 {
-    return oct_turn8_x86(a, oct_fp8_codes_at(a->d));
+    return oct_turn8_avx512(a, oct_fp8_codes_at(a->d));
 }
 
 const oct_page_kernels oct_page_fp8_avx512 = {

@@ -3,7 +3,7 @@
 #include "kernels/page/dot_avx512.h"
 #include "kernels/page/float_avx512.h"
 #include "kernels/page/int8/int8.h"
-#include "kernels/page/turn_x86.h"
+#include "kernels/page/turn_avx512.h"
 
 static oct_kstatus seal(const oct_seal_args *a)
 {
@@ -73,7 +73,7 @@ static oct_kstatus mix_q8x2(const oct_mix_args *a, void *lane)
 
 static oct_kstatus turn(const oct_turn_args *a)
 {
-    return oct_turn8_x86(a, oct_int8_codes_at(a->d));
+    return oct_turn8_avx512(a, oct_int8_codes_at(a->d));
 }
 
 const oct_page_kernels oct_page_int8_avx512 = {

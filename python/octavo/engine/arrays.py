@@ -188,7 +188,7 @@ class CacheSequence:
         """
         self._check_open("append")
         layers, shape = len(self._pool.shapes), self._pool.shapes[0]
-        factor = _factor(scale, shape)
+        factor = 1.0 if q is None and scale is None else _factor(scale, shape)
         k = _rows("k", k, layers, shape.kv_heads, shape.k_width)
         n = k.shape[1]
         v = _rows("v", v, layers, shape.kv_heads, shape.v_width, n)
