@@ -153,7 +153,9 @@ PURE = {"model", "plan", "scheme"}  # stdlib, numpy, each other; never the exten
 ASKS_FOR_TABLES = {"python/octavo/plan/machine.py"}
 # What `octavo.plan` calls: it opens the config, or the header, of what it is told to plan.
 OPENS_FILES = {"python/octavo/plan/door.py"}
-PURE_OURS = {*(f"octavo.{r}" for r in PURE), "octavo.errors", "octavo.table"}
+# What checkpoints and plans read alike; it knows neither.
+READ_ALIKE = ("module_patterns", "quantization_config")
+PURE_OURS = {f"octavo.{r}" for r in (*PURE, *READ_ALIKE, "errors", "table")}
 PURE_THIRD_PARTY = {"numpy", "ml_dtypes"}
 
 
@@ -214,6 +216,13 @@ def test_checkpoints_do_not_know_engines(path):
 @pytest.mark.parametrize("path", PYTHON, ids=ids)
 def test_nobody_ships_the_probe(path):
     assert not [n for n in imports(path) if under(n, "octavo._probe")]
+
+
+@pytest.mark.parametrize("name", READ_ALIKE)
+def test_what_rooms_read_alike_knows_none_of_them(name):
+    for found in imports(ROOT / f"python/octavo/{name}.py"):
+        known = under(found, "octavo.errors") or found.partition(".")[0] in sys.stdlib_module_names
+        assert known, found
 
 
 def test_errors_import_nothing():

@@ -138,6 +138,7 @@ def test_other_settings_are_refused_by_field_and_value(tmp_path, section, field,
 
 @pytest.mark.parametrize("section, field, value", [
     ("", "config_groups", []), ("", "config_groups", None), ("", "config_groups", {"a": 1}),
+    ("", "config_groups", {}), ("", "ignore", {}),
     ("group", "weights", None), ("group", "weights", [4]), ("", "ignore", "lm_head"),
     ("", "ignore", [1]), ("", "ignore", ["re:a("]),
 ])  # fmt: skip
@@ -242,6 +243,12 @@ def test_a_plain_module_among_packed_ones_of_its_kind_is_refused(tmp_path):
         opened(tmp_path, parts | plain, q.INT4)
     with opened(tmp_path, parts | plain, changed("", ignore=["blocks.1.w1"])) as checkpoint:
         assert len(checkpoint.tensors) == 2
+
+
+def test_the_class_linear_means_every_packed_module(tmp_path):
+    parts = q.int4_parts(MODULE, *matrix(4, 32))
+    with pytest.raises(CheckpointError, match=f"'{MODULE}' is packed.*ignore list"):
+        opened(tmp_path, parts, changed("", ignore=["Linear"]))
 
 
 def test_a_checkpoint_with_nothing_packed_is_plain(tmp_path):

@@ -72,7 +72,7 @@ def Q1(d):
     good = laid_out(entries, shape)
     yield case(d, "good int4", good, int4(), legal=True)
     for field, value in product(("format", "kv_cache_scheme", "config_groups", "ignore"), ODD):
-        legal = {"kv_cache_scheme": (None,), "ignore": (None, [], {})}.get(field, ())
+        legal = {"kv_cache_scheme": (None,), "ignore": (None, [])}.get(field, ())
         yield case(d, f"{field} {str(value)[:9]}", good, int4(**{field: value}),
                    legal=value in legal)  # fmt: skip
     for field, value in product(("targets", "weights"), ODD):

@@ -26,7 +26,7 @@ def packed(*targets, ignore=(), **weights):
 
 def grid_of(found, name="model.layers.0.mlp.up_proj", linear=True):
     quantized = quantization_of({"quantization_config": found}, "here", 2)
-    return quantized.grid((name,), linear)
+    return quantized.grid(name, linear)
 
 
 @pytest.mark.parametrize(
@@ -103,12 +103,13 @@ def test_a_list_inside_of_the_text_model_knows_no_outer_name():
         (packed(strategy="tensor_group"), UnsupportedError, "tensor_group"),
         (packed(actorder="group"), UnsupportedError, "actorder"),
         (packed(symmetric=1), CheckpointError, "symmetric"),
-        (packed("re:(.|.)*!"), UnsupportedError, "no repeated group"),
-        (packed("re:.*.*.*.*.*!"), UnsupportedError, "at most 4 repetitions"),
-        (packed("re:("), CheckpointError, "regular expression"),
-        (packed(4), CheckpointError, "targets is 4"),
-        (packed("x" * 2000), CheckpointError, "1024 characters"),
-        (packed() | {"ignore": "lm_head"}, CheckpointError, "ignore"),
+        (packed("re:(?=a)b"), UnsupportedError, "group_0: targets is 're:.*not read"),
+        (packed(ignore=["re:a{2}"]), UnsupportedError, "quantization_config: ignore is 're:a"),
+        (packed("re:("), CheckpointError, "targets is 're:.*legal: a pattern of re"),
+        (packed("re:" + "a" * 2000), CheckpointError, "1024 characters"),
+        (packed(4), CheckpointError, "targets is .4.*a list of names"),
+        (packed() | {"ignore": "lm_head"}, CheckpointError, "ignore is 'lm_head'"),
+        ({"quant_method": "fp8", "modules_to_not_convert": 1}, CheckpointError, "convert is 1"),
     ],
 )
 def test_configs_that_are_refused(found, error, text):

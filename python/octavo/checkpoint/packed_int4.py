@@ -7,8 +7,10 @@ and k. w = q * scale. The file says which modules are packed; the config must no
 
 import numpy as np
 
+from octavo.module_patterns import ModulePatterns, text_name
+from octavo.quantization_config import groups_in
+
 from .logical import Logical, pair_table
-from .module_patterns import TEXT_PREFIX, ModulePatterns
 from .quantization import FLOATS, expect, part, require, stray
 from .source import fail, unsupported
 
@@ -63,13 +65,11 @@ def reader_of(path, config):
     for field in _EMPTY:
         if config.get(field):
             raise unsupported(path, f"{where}.{field}", config[field], "an empty one")
-    groups = config.get("config_groups")
-    if not isinstance(groups, dict) or not all(isinstance(g, dict) for g in groups.values()):
-        raise fail(path, f"{where}.config_groups", groups, "an object of objects")
+    groups = groups_in(config, path)
     if len(groups) != 1:
         raise unsupported(path, f"{where}.config_groups", f"{len(groups)} groups", "one group")
     _check_group(path, *next(iter(groups.items())))
-    ignored = ModulePatterns(path, config.get("ignore") or [])
+    ignored = ModulePatterns(f"{path}: ignore", config.get("ignore"))
     return lambda tensors: _checked(_logical(tensors), ignored)
 
 
@@ -129,11 +129,11 @@ def _checked(tensors, ignored):
     for name, tensor in tensors.items():
         module, _, last = name.rpartition(".")
         if isinstance(tensor, PackedInt4):
-            if module in ignored:
+            if ignored.covers(module, linear=True):
                 legal = "stored plainly, or not in the ignore list of quantization_config"
                 raise fail(tensor.packed.path, f"module {module!r}", "packed", legal)
         elif last == "weight" and tensor.type in FLOATS and len(tensor.shape) == 2:
-            if _is_linear(module, kinds) and module not in ignored:
+            if _is_linear(module, kinds) and not ignored.covers(module, linear=True):
                 legal = "packed, or in the ignore list of quantization_config"
                 raise fail(tensor.path, f"module {module!r}", f"stored as {tensor.type}", legal)
     return tensors
@@ -151,4 +151,4 @@ def _is_linear(module, kinds):
     """
     last = module.rpartition(".")[2]
     known = last.endswith("_proj") or last in kinds
-    return known or module.removeprefix(TEXT_PREFIX) == "lm_head"
+    return known or text_name(module) == "lm_head"

@@ -6,6 +6,8 @@ and returns a function that puts logical tensors in the place of the parts. No w
 
 from importlib import import_module
 
+from octavo.quantization_config import quantization_in
+
 from .source import fail, unsupported
 
 # quant_method to the file of its format
@@ -40,13 +42,9 @@ def reader_of(path, config):
     UnsupportedError
         If it names a method or a setting that is not read.
     """
-    text = config.get("text_config")
-    nested = text if isinstance(text, dict) else {}
-    found = config.get("quantization_config") or nested.get("quantization_config")
-    if not found:
+    found = quantization_in(config, path)
+    if found is None:
         return lambda tensors: tensors
-    if not isinstance(found, dict):
-        raise fail(path, "quantization_config", found, "an object")
     method = found.get("quant_method")
     if not isinstance(method, str) or method not in FORMATS:
         read = f"{', '.join(FORMATS)}; else use the unquantized checkpoint or a .gguf file"

@@ -12,6 +12,7 @@ from types import ModuleType
 from typing import Any, NamedTuple
 
 from octavo.errors import CheckpointError, UnsupportedError
+from octavo.module_patterns import TEXT_PREFIX
 
 from .dense import HF_NAMES
 from .fields import Fields
@@ -92,7 +93,7 @@ def spec_of(config: Mapping[str, Any], source: str) -> ModelSpec:
         As `model_of`, but for what only tensors can show.
     """
     family = _family(_hf_architecture(config), 1, source)
-    text, prefix = config.get("text_config"), "language_model."
+    text, prefix = config.get("text_config"), TEXT_PREFIX
     if not isinstance(text, dict):
         text, prefix = config, ""
     fields = Fields(text, source)

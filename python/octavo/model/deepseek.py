@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+from octavo.module_patterns import TEXT_PREFIX
+
 from . import dense_config
 from . import latent as mla
 from .dense import HF_NAMES, program_of, tensor_uses, vocabulary
@@ -22,7 +24,6 @@ _SHARED = "model.layers.{}.mlp.shared_experts."
 NAMES = HF_NAMES | mla.HF_NAMES | {
     f"layers.{{}}.shared.{p}": f"{_SHARED}{p}_proj" for p in ("gate", "up", "down")
 }  # fmt: skip
-_NESTED = "language_model."
 _MOST_HEAD = 1 << 14
 
 
@@ -33,7 +34,7 @@ def from_hf(config: Fields, tensors: Mapping[str, Any]) -> ModelSpec:
         if not isinstance(nested, dict):
             raise config.bad("text_config", nested, "an object")
         config = Fields(nested, f"{config.source}: text_config")
-    prefix = _NESTED if f"{_NESTED}{NAMES['embed']}.weight" in tensors else ""
+    prefix = TEXT_PREFIX if f"{TEXT_PREFIX}{NAMES['embed']}.weight" in tensors else ""
     names = {role: prefix + name for role, name in NAMES.items()}
     _refuse(config)
     heads, latent = config.integer("num_attention_heads"), _latent(config)

@@ -4,19 +4,18 @@ Two methods are read, those of the published models of the families here: compre
 integers and bytes) and DeepSeek's blocks of fp8. Shapes alone decide; no tensor is opened.
 """
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from octavo.errors import CheckpointError, UnsupportedError
 from octavo.model.fields import Fields
+from octavo.module_patterns import ModulePatterns
+from octavo.quantization_config import groups_in, quantization_in
 
 _WORD = 4  # bytes that several codes are packed into
 _SHAPE = 8  # of the int32 pair beside a packed matrix
-_MOST_NAMES, _LONGEST_NAME = 1 << 16, 1024
 _MOST_GROUP = 1 << 20
-_MOST_REPEATS = 4
 
 
 class Stored(NamedTuple):
@@ -61,78 +60,43 @@ class Grid:
         return Stored(_WORD * n * -(-k // each), scales + zeros, _SHAPE)
 
 
-class _Names:
-    """A list of module names: exact ones, the class "Linear", and expressions after ``re:``."""
-
-    def __init__(self, config: Fields, key: str) -> None:
-        listed = config.get(key, [])
-        legal = f"a list of at most {_MOST_NAMES} names, each of at most {_LONGEST_NAME} characters"
-        if not isinstance(listed, list) or len(listed) > _MOST_NAMES:
-            raise config.bad(key, listed, legal)
-        for name in listed:
-            if not isinstance(name, str) or len(name) > _LONGEST_NAME:
-                raise config.bad(key, name, legal)
-        self.exact = frozenset(name for name in listed if not name.startswith("re:"))
-        self.patterns = [_expression(config, key, n) for n in listed if n.startswith("re:")]
-
-    def has(self, names: tuple[str, ...], linear: bool) -> bool:
-        """Tell whether a module is meant, which may be called by any of its names."""
-        if not self.exact.isdisjoint(names) or (linear and "Linear" in self.exact):
-            return True
-        return any(p.match(name) for p in self.patterns for name in names)
-
-
-def _expression(config: Fields, key: str, name: str) -> re.Pattern[str]:
-    """Compile an expression that a stranger wrote, if matching it cannot take for ever."""
-    text = name.removeprefix("re:")
-    if re.search(r"\)[*+?{]", text) or len(re.findall(r"(?<!\\)[*+{]", text)) > _MOST_REPEATS:
-        raise UnsupportedError(
-            f"{config.source}: {key} has the expression {name!r:.80}; supported: no repeated "
-            f"group, and at most {_MOST_REPEATS} repetitions"
-        )
-    try:
-        return re.compile(text)
-    except (re.error, OverflowError, RecursionError) as error:
-        raise config.bad(key, name, f"a regular expression ({error})") from error
-
-
 @dataclass(frozen=True)
 class Quantization:
     """Which grid each module has.
 
     Attributes
     ----------
-    groups : tuple of (_Names, Grid or None)
+    groups : tuple of (ModulePatterns, Grid or None)
         Modules by target; None where a group leaves its weights as they are.
-    ignored : _Names
+    ignored : ModulePatterns
     source : str
     """
 
-    groups: tuple[tuple[_Names, Grid | None], ...]
-    ignored: _Names
+    groups: tuple[tuple[ModulePatterns, Grid | None], ...]
+    ignored: ModulePatterns
     source: str
 
-    def grid(self, names: tuple[str, ...], linear: bool) -> Grid | None:
+    def grid(self, name: str, linear: bool) -> Grid | None:
         """Return the grid of a module, None if its weights are plain.
 
         Parameters
         ----------
-        names : tuple of str
-            What it may be called: by the whole file, and by the text model inside it.
+        name : str
+            What the file calls it.
         linear : bool
             It is of the class Linear (embeddings and routers are not).
 
         Raises
         ------
         CheckpointError
-            If two groups claim it differently.
+            If two groups claim it differently, or the lists' patterns are too much work.
         """
-        if self.ignored.has(names, linear):
+        if self.ignored.covers(name, linear):
             return None
-        grids = {grid for targets, grid in self.groups if targets.has(names, linear)}
+        grids = {grid for targets, grid in self.groups if targets.covers(name, linear)}
         if len(grids) > 1:
             raise CheckpointError(
-                f"{self.source}: module {names[0]!r} is a target of two groups that differ; "
+                f"{self.source}: module {name!r} is a target of two groups that differ; "
                 "legal: one grid for each module"
             )
         return grids.pop() if grids else None
@@ -159,18 +123,14 @@ def quantization_of(
     CheckpointError
         For values out of range.
     """
-    text = config.get("text_config")
-    nested = text if isinstance(text, dict) else {}
-    found = config.get("quantization_config") or nested.get("quantization_config")
-    if not found:
+    found = quantization_in(config, source)
+    if found is None:
         return None
     where = f"{source}: quantization_config"
-    if not isinstance(found, dict):
-        raise Fields(config, source).bad("quantization_config", found, "an object")
     fields = Fields(found, where)
     method = fields.text("quant_method")
     if method == "compressed-tensors":
-        return _compressed_tensors(fields, scale_bytes)
+        return _compressed_tensors(fields, groups_in(found, source), scale_bytes)
     if method == "fp8":
         return _fp8(fields)
     raise UnsupportedError(
@@ -182,24 +142,24 @@ def quantization_of(
 def _fp8(config: Fields) -> Quantization:
     """DeepSeek's blocks, each with a float32 factor; heads are kept though no list says so."""
     block = _pair(config, "weight_block_size", (0, 0))
-    kept = _Names(config, "modules_to_not_convert")
-    kept.exact |= {"lm_head"}
-    every = _Names(Fields({"targets": ["Linear"]}, config.source), "targets")
+    kept = _modules(config, "modules_to_not_convert", also=("lm_head",))
+    every = ModulePatterns(config.source, ["Linear"])
     return Quantization(((every, Grid(8, block, 4)),), kept, config.source)
 
 
-def _compressed_tensors(config: Fields, scale_bytes: int) -> Quantization:
-    listed = config.get("config_groups")
-    if not isinstance(listed, dict) or not listed:
-        raise config.bad("config_groups", listed, "an object of one group or more")
+def _compressed_tensors(
+    config: Fields, listed: Mapping[str, Mapping[str, Any]], scale_bytes: int
+) -> Quantization:
     groups = []
     for name, values in listed.items():
-        if not isinstance(values, dict):
-            raise config.bad(f"config_groups.{name:.40}", values, "an object")
         group = Fields(values, f"{config.source}: {name:.40}")
         layout = group.text("format", config.text("format", "dense"))
-        groups.append((_Names(group, "targets"), _grid(group, layout, scale_bytes)))
-    return Quantization(tuple(groups), _Names(config, "ignore"), config.source)
+        groups.append((_modules(group, "targets"), _grid(group, layout, scale_bytes)))
+    return Quantization(tuple(groups), _modules(config, "ignore"), config.source)
+
+
+def _modules(config: Fields, key: str, also: tuple[str, ...] = ()) -> ModulePatterns:
+    return ModulePatterns(f"{config.source}: {key}", config.get(key), also)
 
 
 # format: (types of code, bits of code, packed)

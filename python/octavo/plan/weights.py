@@ -24,7 +24,6 @@ EXPERTS, EMBEDDING, HEAD = "routed experts", "embedding", "head"
 _PARTS = {"attn": "attention", "mlp": "MLPs", "shared": "shared experts"}
 _ORDER = (EXPERTS, "shared experts", "attention", "MLPs", "routers", "norms", EMBEDDING, HEAD)
 _FLOATS = {"float32": 4, "float16": 2, "bfloat16": 2}
-_NESTED = "language_model."
 
 
 @dataclass(frozen=True)
@@ -181,8 +180,7 @@ def config_bytes(config: Mapping[str, Any], source: str) -> Bytes:
             return plain
         module = use.tensor.removesuffix(".weight")
         linear = use.role != "embed" and not use.role.endswith("moe.router")
-        # A list inside of the text model knows no outer name.
-        grid = quantized.grid((module, module.removeprefix(_NESTED)), linear)
+        grid = quantized.grid(module, linear)
         return plain if grid is None else grid.stored(*shape)
 
     return _once(stored)

@@ -1,12 +1,12 @@
-"""The ignore list's patterns against Python's own `re.match`, and against patterns that explode."""
+"""Patterns of module lists against Python's own `re.match`, and against patterns that explode."""
 
 import random
 import re
 
 import pytest
 
-from octavo.checkpoint.module_patterns import MAX_PLACES, ModulePatterns
 from octavo.errors import CheckpointError, UnsupportedError
+from octavo.module_patterns import MAX_PLACES, ModulePatterns, text_name
 
 NAMES = ["lm_head", "model.layers.0.mlp.gate", "model.layers.10.mlp.experts.3.gate_proj",
          "model.layers.0.self_attn.q_proj", "model.layers.1.mlp.shared_experts.up_proj", "a", "ab",
@@ -30,7 +30,7 @@ def meant(pattern, name):
 
 @pytest.mark.parametrize("pattern", PATTERNS)
 def test_a_pattern_means_what_re_match_means(pattern):
-    ignored = ModulePatterns("config.json", [f"re:{pattern}"])
+    ignored = ModulePatterns("config.json: ignore", [f"re:{pattern}"])
     for name in [*NAMES, *(f"language_model.{n}" for n in NAMES)]:
         assert (name in ignored) == meant(pattern, name), name
 
@@ -59,6 +59,29 @@ def test_random_patterns_alone_and_together():
             assert (name in together) == any(want), (patterns, name)
 
 
+def test_an_absent_list_covers_nothing():
+    assert not any(name in ModulePatterns("f", None) for name in NAMES)
+    for entries in ("lm_head", {}, [1], [None]):
+        with pytest.raises(CheckpointError, match=r"f: targets is .*legal: a list of names"):
+            ModulePatterns("f: targets", entries)
+
+
+def test_the_class_linear_and_names_that_a_format_adds():
+    every, kept = ModulePatterns("f", ["Linear"]), ModulePatterns("f", ["re:a$"], also=["lm_head"])
+    assert every.covers("x", linear=True) and not every.covers("x", linear=False)
+    for name in ("a", "lm_head", "language_model.lm_head"):
+        assert kept.covers(name, linear=True) and kept.covers(name, linear=False), name
+    assert not kept.covers("x", linear=True)
+
+
+def test_the_prefix_counts_once():
+    """However many patterns may stand behind it."""
+    ignored = ModulePatterns("f", [f"re:x{i}$" for i in range(200)])
+    assert all(f"{prefix}x{i}" in ignored for i in range(200) for prefix in ("", "language_model."))
+    twice = "language_model." * 2 + "x1"
+    assert twice not in ignored and text_name(twice) == "language_model.x1"
+
+
 def test_names_are_whole_or_behind_the_prefix():
     ignored = ModulePatterns("f", ["lm_head", "model.layers.0.mlp"])
     covered = ["lm_head", "language_model.lm_head", "model.layers.0.mlp"]
@@ -72,7 +95,7 @@ def test_malformed_patterns_are_refused(pattern):
     with pytest.raises(re.error):
         re.compile(pattern)
     with pytest.raises(CheckpointError, match=r"config\.json: ignore is 're:.*legal: a pattern"):
-        ModulePatterns("config.json", [f"re:{pattern}"])
+        ModulePatterns("config.json: ignore", [f"re:{pattern}"])
 
 
 @pytest.mark.parametrize("pattern", [
@@ -82,7 +105,7 @@ def test_malformed_patterns_are_refused(pattern):
 def test_patterns_that_are_not_known_are_refused_by_name(pattern):
     re.compile(pattern)
     with pytest.raises(UnsupportedError, match=r"ignore is 're:.*not read; read: literals"):
-        ModulePatterns("config.json", [f"re:{pattern}"])
+        ModulePatterns("config.json: ignore", [f"re:{pattern}"])
 
 
 @pytest.mark.parametrize("pattern", [
