@@ -12,12 +12,13 @@ from octavo.plan.quantization import Grid
 
 CONTEXT = 262_144
 GIB = 1 << 30
-# Latent of 512 in the format, key of 64 as open rows: bytes per token and layer, and of 61 layers.
+# Latent of 512 in the format, key of 64 as open rows: bytes per token and layer, and of 61 layers,
+# GiB at the context, and how many times less than bf16.
 CELLS = {
-    "f32": (2304, 140_544), "f16": (1152, 70_272), "bf16": (1152, 70_272),
-    "fp8": (648, 39_528), "int8": (648, 39_528), "int4": (400, 24_400),
+    "f32": (2304, 140_544, 34.312, 0.5), "f16": (1152, 70_272, 17.156, 1.0),
+    "bf16": (1152, 70_272, 17.156, 1.0), "fp8": (648, 39_528, 9.650, 1.78),
+    "int8": (648, 39_528, 9.650, 1.78), "int4": (400, 24_400, 5.957, 2.88),
 }  # fmt: skip
-GIB_AT_CONTEXT = {"f32": 34.312, "bf16": 17.156, "int8": 9.650, "int4": 5.957}
 
 
 @pytest.fixture(scope="module")
@@ -76,10 +77,10 @@ def test_operations_of_attention(kimi):
 def test_latent_cells(model):
     for kv in octavo.plan(model).formats:
         if kv.scheme in CELLS:
-            assert (kv.token_bytes // 61, kv.token_bytes) == CELLS[kv.scheme]
+            gib, less = kv.nbytes(CONTEXT) / GIB, 70_272 / kv.token_bytes
+            cell = (kv.token_bytes // 61, kv.token_bytes, round(gib, 3), round(less, 2))
+            assert cell == CELLS[kv.scheme]
             assert kv.page_bytes == 64 * CELLS[kv.scheme][1]
-        if kv.scheme in GIB_AT_CONTEXT:
-            assert round(kv.nbytes(CONTEXT) / GIB, 3) == GIB_AT_CONTEXT[kv.scheme]
 
 
 def test_every_page_format_is_compared(kimi):

@@ -8,9 +8,10 @@ import pytest
 
 import octavo
 from octavo import _core
-from octavo.model import LayerShape
+from octavo.model import LayerShape, spec_of
+from octavo.plan.configs import KNOWN
 from octavo.plan.kv import PAGE_TOKENS, all_costs, kv_cost
-from octavo.plan.machine import block_bytes, tables
+from octavo.plan.machine import head_bytes, tables
 from octavo.scheme import KVScheme
 
 # Bits of a code, 16-bit numbers per token and group, bytes of an open value.
@@ -38,9 +39,40 @@ def test_blocks_are_as_drawn(name, width):
     if name not in DRAWN:
         pytest.skip(f"{name}: not drawn here")
     bits, extra, value = DRAWN[name]
-    block = block_bytes(name, width)
-    assert block.sealed == 64 * (width * bits // 8 + 2 * extra * WIDTHS[width])
-    assert block.open_row == width * value
+    block = 64 * (width * bits // 8 + 2 * extra * WIDTHS[width])
+    keys = {"k_width": width, "k_format": name}
+    values = {"v_width": width, "v_format": name}
+    assert head_bytes(**keys, **values) == (2 * block, 2 * width * value)
+    latent = head_bytes(latent=True, v_width=64, **keys)
+    assert latent == (block + 64 * 64 * value, (width + 64) * value)
+
+
+def real_cache(runtime, spec, scheme):
+    return _core.Cache(
+        runtime, scheme.core_layers(spec.cache_layers), budget=1 << 26,
+        sink_pages=scheme.sink_pages, recent_pages=scheme.recent_pages,
+    )  # fmt: skip
+
+
+def check_costs(cache, cost):
+    """The plan's figures before there is a history."""
+    ledger = cache.ledger()
+    assert (cost.page_bytes, 16 * cost.row_bytes) == (ledger["page_bytes"], ledger["unit_bytes"])
+    for tokens in (1, 63, 64, 65, 128, 191, 192, 1000, 4096, 262_144):
+        assert cost.needed(tokens) == cache.bytes_for(tokens), tokens
+
+
+def check_history(cache, cost, spec, lengths):
+    """And of one that grows to each of these lengths."""
+    seq, at = cache.open(), 0
+    k, v = (sum(s.kv_heads * getattr(s, w) for s in spec.cache_layers)
+            for w in ("k_width", "v_width"))  # fmt: skip
+    rows = np.ones(max(np.diff(lengths, prepend=0)) * max(k, v), np.float32)
+    for tokens in lengths:
+        cache.append(seq, rows[: (tokens - at) * k], rows[: (tokens - at) * v], tokens - at)
+        ledger, at = cache.ledger(seq), tokens
+        assert cost.nbytes(tokens) == ledger["sealed"] + ledger["open"], tokens
+    cache.release(seq)
 
 
 @pytest.mark.core
@@ -48,37 +80,37 @@ def test_blocks_are_as_drawn(name, width):
 @pytest.mark.parametrize("name", SCHEMES)
 def test_costs_equal_a_real_cache(runtime, name, shape):
     scheme, spec = KVScheme.parse(name), spec_like(*shape)
-    cost = kv_cost(spec, scheme)
-    cache = _core.Cache(
-        runtime, scheme.core_layers(spec.cache_layers), budget=1 << 26,
-        sink_pages=scheme.sink_pages, recent_pages=scheme.recent_pages,
-    )  # fmt: skip
-    ledger = cache.ledger()
-    assert (cost.page_bytes, 16 * cost.row_bytes) == (ledger["page_bytes"], ledger["unit_bytes"])
-    for tokens in (1, 63, 64, 65, 128, 191, 192, 1000, 4096, 262_144):
-        assert cost.needed(tokens) == cache.bytes_for(tokens), tokens
+    cache = real_cache(runtime, spec, scheme)
+    check_costs(cache, kv_cost(spec, scheme))
     cache.close()
 
 
 @pytest.mark.core
 @pytest.mark.parametrize("name", ["bf16", "int4", "int8,sinks=1,recent=1"])
 def test_bytes_of_a_history_equal_the_ledger(runtime, name):
-    heads, width, layers = 2, 32, 3
-    scheme, spec = KVScheme.parse(name), spec_like(heads, width, width, layers)
-    cost = kv_cost(spec, scheme)
-    cache = _core.Cache(
-        runtime, scheme.core_layers(spec.cache_layers), budget=1 << 24,
-        sink_pages=scheme.sink_pages, recent_pages=scheme.recent_pages,
-    )  # fmt: skip
-    seq, at = cache.open(), 0
-    rows = np.ones(100 * layers * heads * width, np.float32)
-    for tokens in (1, 16, 17, 64, 100, 200, 300):
-        used = (tokens - at) * layers * heads * width
-        cache.append(seq, rows[:used], rows[:used], tokens - at)
-        ledger, at = cache.ledger(seq), tokens
-        assert cost.nbytes(tokens) == ledger["sealed"] + ledger["open"], tokens
-    cache.release(seq)
+    scheme, spec = KVScheme.parse(name), spec_like(2, 32, 32)
+    cache = real_cache(runtime, spec, scheme)
+    check_history(cache, kv_cost(spec, scheme), spec, (1, 16, 17, 64, 100, 200, 300))
     cache.close()
+
+
+@pytest.fixture(scope="module", params=["kimi-k2.5", "deepseek-v3"])
+def latent_model(request):
+    return request.param, spec_of(KNOWN[request.param].config, request.param)
+
+
+@pytest.mark.core
+@pytest.mark.parametrize("name", [*tables().pages, "int4-had", "int8,sinks=1,recent=1"])
+def test_costs_of_latents_equal_a_real_cache(runtime, latent_model, name):
+    """All 61 layers, of which the ledger is the core's own."""
+    (model, spec), scheme = latent_model, KVScheme.parse(name)
+    assert len(spec.cache_layers) == 61 and all(s.latent for s in spec.cache_layers)
+    cost, cache = kv_cost(spec, scheme), real_cache(runtime, spec, scheme)
+    check_costs(cache, cost)
+    check_history(cache, cost, spec, (1, 17, 64, 65, 130, 193))
+    cache.close()
+    if scheme == KVScheme(scheme.k):
+        assert cost in octavo.plan(model).formats
 
 
 @pytest.mark.parametrize("name", ["int4", "bf16", "int8,sinks=1,recent=2"])
@@ -92,9 +124,9 @@ def test_the_longest_history_is_the_longest(name):
 
 
 def test_a_latent_has_one_format():
-    with pytest.raises(ValueError, match="same format and transform"):
+    with pytest.raises(ValueError, match=r"'k8v4'.*one latent.*the same format.*such as 'int8'"):
         octavo.plan("kimi-k2.5", kv="k8v4")
-    with pytest.raises(ValueError, match="same format and transform"):
+    with pytest.raises(ValueError, match=r"one latent.*transform"):
         octavo.plan("kimi-k2.5", kv="int4-had:int4")
     assert octavo.plan("kimi-k2.5", kv="int4-had").kv.token_bytes == 24_400
 

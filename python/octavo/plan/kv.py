@@ -1,17 +1,16 @@
 """What a cache takes: bytes of pages by scheme, and how many tokens a budget holds.
 
-A layer's bytes are its heads' blocks, which the core is asked for; latent attention has two
-segments, the latent in the scheme's format and the rotated key in the type of open rows. How a
-history's bytes follow is the reading law of docs/architecture.md, as in `_core.Cache.bytes_for`.
+What a head of a layer takes, the core is asked. How a history's bytes follow is the reading law of
+docs/architecture.md, as in `_core.Cache.bytes_for`.
 """
 
 from contextlib import suppress
 from dataclasses import dataclass
 
-from octavo.model import LayerShape, ModelSpec
+from octavo.model import ModelSpec
 from octavo.scheme import KVScheme
 
-from .machine import block_bytes, tables
+from .machine import head_bytes, tables
 
 PAGE_TOKENS = 64
 _UNIT_TOKENS = 16
@@ -72,29 +71,13 @@ def kv_cost(spec: ModelSpec, scheme: KVScheme) -> KVCost:
         If it cannot hold the model's rows: a width that its formats do not take, a layer that is
         not there, two formats for a latent, which is keys and values at once.
     """
-    shapes = spec.cache_layers
     page = row = 0
-    for shape, layer in zip(shapes, scheme.core_layers(shapes), strict=True):
-        k, v = ([layer[f"{side}_{of}"] for of in ("format", "transform")] for side in "kv")
-        if shape.latent and k != v:
-            raise ValueError(
-                f"KV scheme {scheme.name!r} stores keys and values in two ways, and the latent "
-                f"that this model caches is both; legal: one format, such as {k[0]!r}"
-            )
-        sealed, opened = _head_bytes(shape, k[0], v[0])
-        page += shape.kv_heads * sealed
-        row += shape.kv_heads * opened
+    for layer in scheme.core_layers(spec.cache_layers):
+        heads = layer.pop("kv_heads")
+        head = head_bytes(**layer)
+        page += heads * head.sealed
+        row += heads * head.open_row
     return KVCost(scheme.name, page, row, scheme.sink_pages + scheme.recent_pages)
-
-
-def _head_bytes(shape: LayerShape, k_format: str, v_format: str) -> tuple[int, int]:
-    """Return the bytes of a head's sealed page and of its open row."""
-    k = block_bytes(k_format, shape.k_width)
-    if shape.latent:
-        rope = k.open_row // shape.k_width * shape.v_width
-        return k.sealed + PAGE_TOKENS * rope, k.open_row + rope
-    v = block_bytes(v_format, shape.v_width)
-    return k.sealed + v.sealed, k.open_row + v.open_row
 
 
 def all_costs(spec: ModelSpec) -> tuple[KVCost, ...]:

@@ -8,7 +8,7 @@ import os
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 _UNIT_TOKENS = 16  # rows that an open page grows by
 _PROBE_BYTES = 1 << 20
@@ -56,36 +56,39 @@ def tables() -> Tables:
     return Tables(bits("page"), bits("weight"), kinds("page", "scores"), kinds("weight", "linear"))
 
 
-class BlockBytes(NamedTuple):
-    """What one head's keys, or values, take: a page's 64 rows sealed, and one row while open."""
+class HeadBytes(NamedTuple):
+    """What one head of a layer takes: a page's 64 rows sealed, and one row while open."""
 
     sealed: int
     open_row: int
 
 
 @cache
-def block_bytes(page_format: str, width: int) -> BlockBytes:
-    """Ask the core for the bytes of one head of `width` channels in a page format.
+def head_bytes(**layer: Any) -> HeadBytes:
+    """Ask the core for the bytes of one head of a layer: both its segments.
+
+    Parameters
+    ----------
+    **layer
+        The layer as `KVScheme.core_layers` describes it, without its number of heads.
 
     Raises
     ------
     ValueError
-        If the format does not exist, or cannot hold rows of this width.
+        If a format or a transform does not exist, or does not take rows of this width.
     """
     from octavo import _core
 
-    sides = {f"{side}_{name}": value for side in "kv"
-             for name, value in (("width", width), ("format", page_format))}  # fmt: skip
     runtime = _core.Runtime(1)
     try:
-        pages = _core.Cache(runtime, [{"kv_heads": 1, **sides}], budget=_PROBE_BYTES)
+        pages = _core.Cache(runtime, [{"kv_heads": 1, **layer}], budget=_PROBE_BYTES)
         try:
             ledger = pages.ledger()
         finally:
             pages.close()
     finally:
         runtime.close()
-    return BlockBytes(ledger["page_bytes"] // 2, ledger["unit_bytes"] // 2 // _UNIT_TOKENS)
+    return HeadBytes(ledger["page_bytes"], ledger["unit_bytes"] // _UNIT_TOKENS)
 
 
 def last_level_cache() -> int:
