@@ -66,8 +66,24 @@ class Table:
             console.print(str(self), highlight=False, markup=False, soft_wrap=True)
 
 
+class Shown:
+    """What shows itself as its `table`, in notebooks and as text."""
+
+    def table(self) -> Table:
+        """Return what is shown."""
+        raise NotImplementedError
+
+    def __str__(self) -> str:
+        return str(self.table())
+
+    def _repr_html_(self) -> str:
+        return self.table()._repr_html_()
+
+
 def size(nbytes: float) -> str:
     """Return bytes in binary units."""
+    if nbytes != nbytes:
+        return "-"
     for unit in ("B", "KiB", "MiB"):
         if nbytes < 1024:
             return f"{nbytes:.0f} {unit}" if unit == "B" else f"{nbytes:.1f} {unit}"
@@ -82,6 +98,11 @@ def figure(x: float, digits: int = 3) -> str:
     if x == 0:
         return "0"
     return f"{x:.{digits}g}" if 1e-3 <= abs(x) < 1e5 else f"{x:.{digits - 1}e}"
+
+
+def percent(share: float) -> str:
+    """Format a share of 1 in per cent."""
+    return f"{100 * share:.1f} %" if share == share else "-"
 
 
 def interval(value: float, low: float, high: float, digits: int = 3) -> str:

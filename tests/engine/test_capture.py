@@ -47,6 +47,21 @@ def test_captures_of_a_batch_name_their_rows(llm, ids):
     assert inner["embed"].shape == (0, 0) and not len(inner.position)
 
 
+def test_equal_captures_leave_in_any_order(llm, ids):
+    first, second = llm.capture("norm"), llm.capture("norm")
+    with first:
+        llm.score(ids[:9])
+        with second:
+            llm.score(ids[:9])
+        llm.score(ids[:5])
+    np.testing.assert_array_equal(first["norm"][8:16], second["norm"])
+    assert len(first["norm"]) == 20 and len(set(first.sequence.tolist())) == 3
+    with first, pytest.raises(RuntimeError, match="Taps: it is in force already"):
+        first.__enter__()
+    llm.score(ids[:9])
+    assert len(first["norm"]) == 20
+
+
 @pytest.mark.parametrize(("names", "error", "text"), [
     (("layers.9.out",), ValueError, r"known: embed, layers\.\*"), ((), ValueError, "no names"),
     ((3,), TypeError, "int"), (("layers.*.router",), ValueError, "router"),

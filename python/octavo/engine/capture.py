@@ -12,6 +12,8 @@ import numpy.typing as npt
 
 from octavo.model import Program
 
+from .scope import Scope
+
 
 class Routing(NamedTuple):
     """What a router decided, a row per token.
@@ -31,7 +33,7 @@ class Routing(NamedTuple):
     scores: npt.NDArray[np.float32]
 
 
-class Taps(Mapping[str, Any]):
+class Taps(Scope, Mapping[str, Any]):
     """Activations by name, float32 [rows, width], rows in the order in which they were computed;
     under ``"layers.*.router"`` a `Routing`.
 
@@ -40,12 +42,13 @@ class Taps(Mapping[str, Any]):
     position : numpy.ndarray of int64, shape (rows,)
         Position of each row's token in its sequence.
     sequence : numpy.ndarray of int64, shape (rows,)
-        Handle of each row's sequence: equal handles, same sequence.
+        A number of each row's sequence: equal numbers, same sequence.
     token : numpy.ndarray of int32, shape (rows,)
         Id of each row's token.
     """
 
     def __init__(self, program: Program, patterns: tuple[str, ...], owner: list["Taps"]) -> None:
+        super().__init__(owner)
         if not patterns:
             raise ValueError(f"capture: no names given; known: {_shorten(program.taps)}")
         names: dict[str, None] = {}
@@ -63,19 +66,11 @@ class Taps(Mapping[str, Any]):
         self._routers = {n for n in names if program.taps[n][1] == "router"}
         self._parts: dict[str, list[npt.NDArray[np.float32]]] = {n: [] for n in names}
         self._rows: list[tuple[int, int, npt.NDArray[np.int32]]] = []
-        self._owner = owner
-
-    def __enter__(self) -> "Taps":
-        self._owner.append(self)
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self._owner.remove(self)
 
     def record(
         self, arrays: list[npt.NDArray[np.float32]], rows: list[tuple[int, int, Any]]
     ) -> None:
-        """Take one step's arrays, and (sequence, first position, tokens) of its items."""
+        """Take one step's arrays, and (sequence's number, first position, tokens) of its items."""
         for parts, array in zip(self._parts.values(), arrays, strict=True):
             parts.append(array)
         self._rows += rows
@@ -110,7 +105,7 @@ class Taps(Mapping[str, Any]):
 
     @property
     def sequence(self) -> npt.NDArray[np.int64]:
-        parts = [np.full(len(ids), handle, np.int64) for handle, _, ids in self._rows]
+        parts = [np.full(len(ids), number, np.int64) for number, _, ids in self._rows]
         return np.concatenate([np.empty(0, np.int64), *parts])
 
     @property

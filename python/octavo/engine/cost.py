@@ -9,7 +9,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from octavo.table import Table
+from octavo.table import Shown, Table
+
+from .scope import Scope
 
 KINDS = ("embed", "norm", "linear", "gate", "route", "expert", "store", "seal", "attend", "head",
          "pick")  # fmt: skip
@@ -147,7 +149,7 @@ class RequestMetrics(Phases):
         return None if self.first_token_time is None else self.first_token_time - self.arrival_time
 
 
-class Profile:
+class Profile(Scope, Shown):
     """Time per kind of work, collected from all steps inside a `with` block; see `LLM.profile`.
 
     Attributes
@@ -161,16 +163,10 @@ class Profile:
     """
 
     def __init__(self, owner: list["Profile"], threads: int, isa: str, title: str) -> None:
-        self._owner, self._threads, self._isa, self.title = owner, threads, isa, title
+        super().__init__(owner)
+        self._threads, self._isa, self.title = threads, isa, title
         self.kinds: dict[str, Cost] = {}
         self.whole = Phase()
-
-    def __enter__(self) -> "Profile":
-        self._owner.append(self)
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self._owner.remove(self)
 
     def record(self, step: Mapping[str, Any]) -> None:
         """Take one step."""
@@ -201,12 +197,6 @@ class Profile:
         for name, cost in [*rows, ("around", rest), ("all", whole)]:
             out.add(name, *_cells(cost, whole, machine))
         return out
-
-    def __str__(self) -> str:
-        return str(self.table())
-
-    def _repr_html_(self) -> str:
-        return self.table()._repr_html_()
 
 
 def _cells(cost: Cost, whole: Phase, machine: Any) -> list[str | None]:

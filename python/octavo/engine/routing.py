@@ -13,11 +13,12 @@ import numpy.typing as npt
 from octavo.model import Program
 
 from .capture import Routing
+from .scope import Scope
 
 Steer = Callable[[int, Routing], "tuple[Any, Any] | None"]
 
 
-class Route:
+class Route(Scope):
     """A function in force over the routers of some layers.
 
     Attributes
@@ -30,13 +31,10 @@ class Route:
         self, program: Program, function: Steer, layers: int | Iterable[int] | None,
         owner: list["Route"],
     ) -> None:  # fmt: skip
+        super().__init__(owner)
         if not callable(function):
             raise TypeError(f"route: a function is needed, not {type(function).__name__}")
-        ops = {
-            int(name.split(".")[1]): at
-            for name, (at, _) in program.taps.items()
-            if name.endswith(".router")
-        }
+        ops = program.routers
         if not ops:
             raise ValueError("route: this model has no experts")
         asked = ops if layers is None else (layers,) if isinstance(layers, int) else tuple(layers)
@@ -45,14 +43,7 @@ class Route:
                 raise ValueError(f"route: layer {layer!r:.40} has no router; legal: {list(ops)}")
         self.layers = tuple(asked)
         self.ops = {ops[layer]: layer for layer in self.layers}
-        self._function, self._owner = function, owner
-
-    def __enter__(self) -> "Route":
-        self._owner.append(self)
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self._owner.remove(self)
+        self._function = function
 
     def __call__(
         self, op: int, scores: npt.NDArray[np.float32], ids: npt.NDArray[np.int32],

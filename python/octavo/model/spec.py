@@ -276,6 +276,15 @@ class Program:
     taps: dict[str, tuple[int, str]] = field(default_factory=dict)
     moe: Mixture | None = None
 
+    @property
+    def routers(self) -> dict[int, int]:
+        """Index of the op that routes in each layer that has experts."""
+        return {
+            int(name.split(".")[1]): at
+            for name, (at, _) in self.taps.items()
+            if name.endswith(".router")
+        }
+
     def lowered(self, ids: dict[str, int]) -> dict[str, Any]:
         """Return the core's own description, with weight names replaced by handles.
 
