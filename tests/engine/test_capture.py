@@ -62,6 +62,17 @@ def test_equal_captures_leave_in_any_order(llm, ids):
     assert len(first["norm"]) == 20
 
 
+def test_a_sequence_keeps_its_number_and_a_fork_has_its_own(llm, ids):
+    """Handles change with every call that takes several steps."""
+    with llm.sequence() as seq, llm.capture("norm") as taps:
+        for lo in (0, 100, 200):
+            seq.append(ids[lo : lo + 100])
+        assert len(set(taps.sequence.tolist())) == 1
+        with seq.fork() as twin:
+            twin.append(ids[300:310])
+    assert len(set(taps.sequence.tolist())) == 2
+
+
 @pytest.mark.parametrize(("names", "error", "text"), [
     (("layers.9.out",), ValueError, r"known: embed, layers\.\*"), ((), ValueError, "no names"),
     ((3,), TypeError, "int"), (("layers.*.router",), ValueError, "router"),

@@ -121,7 +121,10 @@ class Batch:
         plain = all(c.request.params.plain and not c.request.scoring for c, _, _ in rows)
         items = [(c.handle, chunk, first) for c, chunk, first in rows]
         quiet = any(c.request.params.prompt_logprobs is not None for c, _, _ in rows)
-        return self.stepper.step(self.pool, items, logits=not plain, argmax=plain, quiet=quiet)
+        numbers = [c.number for c, _, _ in rows]
+        return self.stepper.step(
+            self.pool, items, numbers, logits=not plain, argmax=plain, quiet=quiet
+        )
 
     def _account(self, rows: list[Rows], out: dict[str, Any]) -> None:
         """Note the step's cost on each request once, however many completions took part."""

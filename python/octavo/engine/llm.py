@@ -26,7 +26,7 @@ from .pool import Pool
 from .routing import Route, Steer
 from .sequence import Sequence
 from .shared import Shared
-from .stepper import Stepper
+from .stepper import Stepper, new_number
 
 DEFAULT_ROWS = 512
 _ROWS_MOST = 1 << 16
@@ -193,7 +193,7 @@ class LLM(Generation):
             handle = pool.core.open()
             try:
                 steps = self._stepper.feed(
-                    pool, handle, ids[:last], 0, "score",
+                    pool, handle, new_number(), ids[:last], 0, "score",
                     shown=self.progress, targets=ids[1:], quiet=True,
                 )  # fmt: skip
                 return np.concatenate([out["logprob"][0] for _, out in steps])

@@ -14,6 +14,7 @@ import numpy.typing as npt
 from .outputs import CompletionOutput, RequestOutput
 from .params import SamplingParams
 from .sampler import Sampler, seed_of, top_logprobs
+from .stepper import new_number
 
 Row = npt.NDArray[np.float32]
 
@@ -84,6 +85,8 @@ class Completion:
         Whether it gained a token since it came back.
     age : tuple
         Order of arrival.
+    number : int
+        Of its sequence, kept when it is preempted and comes back.
     """
 
     def __init__(self, request: Request, index: int, seed: int, stops: frozenset[int]) -> None:
@@ -96,6 +99,7 @@ class Completion:
         self.length = 0
         self.advanced, self.preempted = True, False
         self.age = (int(request.output.request_id), index)
+        self.number = new_number()
         llm = request.llm
         self.sampler = Sampler(p, llm.runtime, request.ids, index, seed, sorted(stops))
         self._stream = llm.tokenizer and llm.tokenizer.decode_stream(p.skip_special_tokens)

@@ -19,7 +19,7 @@ from octavo.scheme import KVScheme
 from .cost import Phases
 from .ids import token_ids
 from .pool import Pool
-from .stepper import Stepper
+from .stepper import Stepper, new_number
 
 if TYPE_CHECKING:
     from .kv import CacheDiff, KVView
@@ -45,6 +45,7 @@ class Sequence:
         self._llm = llm
         self._pool = pool
         self._handle = handle
+        self._number = new_number()
         self._tokens: list[int] = []
         self._logits: npt.NDArray[np.float32] | None = None
         self._closed = False
@@ -160,7 +161,7 @@ class Sequence:
     ) -> npt.NDArray[np.float32]:
         """Feed tokens in steps; return the logits after those from `skip` on."""
         steps = self._stepper.feed(
-            self._pool, handle, feed, skip, what,
+            self._pool, handle, self._number, feed, skip, what,
             shown=self._llm.progress, logits=True, quiet=self.edited or not self._prefix,
         )  # fmt: skip
         parts = []

@@ -4,6 +4,7 @@ Adds what the core does not know: captures and routes in force, and the rule tha
 one call at a time (the program's scratch is shared by all its sequences).
 """
 
+import itertools
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -24,6 +25,14 @@ from .pool import Pool
 from .routing import Route, functions
 
 Item = tuple[int, npt.NDArray[np.int32], int]  # sequence, tokens, first wanted row
+
+# Numbers of sequences: handles change where a call works on a fork, and two pools' may be equal.
+_numbers = itertools.count()
+
+
+def new_number() -> int:
+    """Return a number for a sequence that no other one of this process has."""
+    return next(_numbers)
 
 
 class Stepper:
@@ -71,7 +80,7 @@ class Stepper:
 
     @property
     def watched(self) -> bool:
-        """Whether captures or routes want every token computed: the prefix index is not read."""
+        """Whether somebody wants every token computed: the prefix index is neither read nor fed."""
         return bool(self.taps or self.routes)
 
     def check_open(self, what: str) -> None:
@@ -79,8 +88,14 @@ class Stepper:
         if self._closed:
             raise ClosedError(f"{what}: the LLM was closed; nothing was done")
 
-    def step(self, pool: Pool, items: Sequence[Item], *, quiet: bool = False, **wanted: Any) -> Any:
-        """Run `_core.step`, adding ``seconds`` and ``tokens``. The caller holds `use`."""
+    def step(
+        self, pool: Pool, items: Sequence[Item], numbers: Sequence[int], *, quiet: bool = False,
+        **wanted: Any,
+    ) -> Any:  # fmt: skip
+        """Run `_core.step`, adding ``seconds`` and ``tokens``. The caller holds `use`.
+
+        `numbers` are those of the items' sequences, for who looks on.
+        """
         asked = [t.wanted for t in self.taps]
         captures = [c for wants in asked for c in wants]
         starts = [pool.core.length(seq) for seq, _, _ in items] if asked else []
@@ -94,7 +109,10 @@ class Stepper:
         for profile in self.profiles:
             profile.record(out)
         arrays = out.get("captures", [])
-        rows = [(seq, at, ids) for (seq, ids, _), at in zip(items, starts, strict=False)]
+        rows = [
+            (number, at, ids)
+            for number, (_, ids, _), at in zip(numbers, items, starts, strict=False)
+        ]
         for taps, wants in zip(self.taps, asked, strict=True):
             taps.record(arrays[: len(wants)], rows)
             arrays = arrays[len(wants) :]
@@ -104,6 +122,7 @@ class Stepper:
         self,
         pool: Pool,
         handle: int,
+        number: int,
         ids: npt.NDArray[np.int32],
         skip: int,
         what: str,
@@ -118,6 +137,8 @@ class Stepper:
 
         Parameters
         ----------
+        number : int
+            The sequence's, for who looks on.
         skip : int
             Results are wanted of tokens at and past this one.
         what : str
@@ -143,7 +164,7 @@ class Stepper:
                 if "targets" in wanted:
                     args["targets"] = [wanted["targets"][at + first : at + len(chunk)]]
                 try:
-                    out = self.step(pool, [(handle, chunk, first)], **args)
+                    out = self.step(pool, [(handle, chunk, first)], [number], **args)
                 except OutOfPages:
                     if len(chunk) == 1:
                         raise
