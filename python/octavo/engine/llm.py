@@ -2,7 +2,7 @@
 
 Builds what the other modules run: file and tokenizer (shared by variants), packed weights (shared
 by variants of one scheme), a program, and one page pool per KV scheme. Completing prompts is in
-`generation`, sequences are in `sequence`.
+`generation`, watching and steering steps in `watching`, sequences are in `sequence`.
 """
 
 from collections.abc import Iterable
@@ -16,23 +16,21 @@ from octavo.errors import BusyError
 from octavo.plan.amounts import parse_bytes
 from octavo.scheme import DEFAULT_ACT, KVScheme, WeightScheme, parse_act
 
-from .capture import Taps
 from .checks import MOST_THREADS, check_count
-from .cost import Profile
 from .generation import Generation
 from .ids import token_ids
 from .memory import default_budget
 from .pool import Pool
-from .routing import Route, Steer
 from .sequence import Sequence
 from .shared import Shared
 from .stepper import Stepper, new_number
+from .watching import Watching
 
 DEFAULT_ROWS = 512
 _ROWS_MOST = 1 << 16
 
 
-class LLM(Generation):
+class LLM(Generation, Watching):
     """A language model.
 
     Parameters
@@ -214,57 +212,6 @@ class LLM(Generation):
             )
 
     # ---- looking in ----------------------------------------------------------------------
-
-    def capture(self, *names: str) -> Taps:
-        """Return a context manager that collects activations by name.
-
-        Parameters
-        ----------
-        *names : str
-            With ``*``: ``"layers.*.attn.out"``, ``"layers.3.out"``, ``"norm"``, ``"embed"``; where
-            a model has experts ``"layers.*.router"``, which gives ids, gates and scores.
-
-        Examples
-        --------
-        ``with llm.capture("layers.*.out") as taps: llm.prefill(text)`` and then
-        ``taps["layers.3.out"]``.
-        """
-        return Taps(self._shared.program, names, self._stepper.taps)
-
-    def route(self, function: Steer, layers: int | Iterable[int] | None = None) -> Route:
-        """Return a context manager under which `function` may change what routers choose.
-
-        Parameters
-        ----------
-        function : callable
-            ``function(layer, routing)`` is called between a layer's router and its experts with a
-            `Routing` of copies, a row per token of the step. It changes ``ids`` and ``gates`` in
-            place or returns new ones ``(ids, gates)``, of the same shapes; ids of a row must be
-            distinct, gates finite.
-        layers : int or iterable of int, optional
-            Layers that it sees; all that have experts if None.
-
-        Notes
-        -----
-        What the function raises comes out of the call that ran the step, with nothing changed. It
-        must not use the same LLM. Tokens that were fed under it never enter the prefix index.
-
-        Examples
-        --------
-        ``with llm.route(lambda layer, r: r.gates.fill(0.125)): llm.generate(prompt)``
-        """
-        return Route(self._shared.program, function, layers, self._stepper.routes)
-
-    def profile(self) -> Profile:
-        """Return a context manager that times every kind of work in the steps inside it.
-
-        Examples
-        --------
-        ``with llm.profile() as p: llm.generate(prompt)`` and then ``print(p)``, or
-        ``p.kinds["attend"].gbs``.
-        """
-        title = f"{self.name}, kv={self.kv}, weights={self.weights}, act={self.act}"
-        return Profile(self._stepper.profiles, self.runtime.threads, self.runtime.isa, title)
 
     def kernels(self) -> Any:
         """Return which column serves every slot on this machine (a list with a table's repr)."""

@@ -1,7 +1,7 @@
 """One model's program, ready to step: every call of `_core.step` goes through here.
 
-Adds what the core does not know: captures and routes in force, and the rule that one LLM is used by
-one call at a time (the program's scratch is shared by all its sequences).
+Adds what the core does not know: captures, recorders and routes in force, and the rule that one LLM
+is used by one call at a time (the program's scratch is shared by all its sequences).
 """
 
 import itertools
@@ -21,6 +21,7 @@ from octavo.progress import Bar
 
 from .capture import Taps
 from .cost import Profile
+from .flight import Recorder
 from .pool import Pool
 from .routing import Route, functions
 
@@ -53,7 +54,7 @@ class Stepper:
         self.program = program
         self.act = act
         self.max_rows = max_rows
-        self.taps: list[Taps] = []
+        self.taps: list[Taps | Recorder] = []
         self.profiles: list[Profile] = []
         self.routes: list[Route] = []
         self._lock = threading.Lock()
