@@ -108,9 +108,9 @@ def test_demo_times_every_token_of_every_prompt(capsys, tiny_llama, monkeypatch)
     fed, calls = [], []
     step, greedy = Stepper.step, demo.greedy
 
-    def counted_step(self, pool, items, **wanted):
+    def counted_step(self, pool, items, *args, **wanted):
         fed.append(sum(len(tokens) for _, tokens, _ in items))
-        return step(self, pool, items, **wanted)
+        return step(self, pool, items, *args, **wanted)
 
     def counted_greedy(llm, ids, count=demo.DECODE_TOKENS):
         fed.clear()

@@ -1,5 +1,5 @@
-"""Latent layers (MLA) at Kimi's widths: bytes, attention against float64, folding, and what is refused
-at the door. That chunks, threads and columns change no bit is in test_laws.py.
+"""Latent layers (MLA) at Kimi's widths: bytes, attention against float64, folding, and what is
+refused at the door. That chunks, threads and columns change no bit is in test_laws.py.
 """
 
 import numpy as np
@@ -173,7 +173,7 @@ def test_segments_go_by_their_names():
 def test_rows_of_other_widths_are_refused():
     cache = kimi_cache(_core.Runtime(1), "int8")
     seq = cache.open()
-    c, r = rows(3)
+    c, _ = rows(3)
     with pytest.raises(ValueError, match="append: v"):
         cache.append(seq, c.ravel(), c.ravel(), 3)
     with pytest.raises(ValueError, match="attend: q"):
@@ -222,7 +222,7 @@ def test_impossible_head_linears_are_refused(change, text):
     op = {"kind": "head_linear", "in": 0, "out": [1], "heads": 2}
     op["matrices"] = np.full((2, 1), small.wide, np.int32)
     small.open(op)
-    if change.get("matrices") == "odd" if isinstance(change.get("matrices"), str) else False:
+    if isinstance(change.get("matrices"), str):
         change = {"matrices": np.array([[small.wide], [small.odd]], np.int32)}
     with pytest.raises(ValueError, match=text):
         small.open(op | change)
@@ -243,12 +243,10 @@ def test_impossible_latent_attends_are_refused(change, widths, text):
     small = Small()
     op = {"kind": "attend", "in": 0, "in2": 2, "out": [1], "layer": 0, "heads": 1, "rope": 0,
           "scale": 0.1}  # fmt: skip
-    if small.head:
-        small.head = tiny.matrix(small.weights, "f32", np.ones((20, widths[1])))
-    if change == {}:
-        good = Small()
-        good.head = tiny.matrix(good.weights, "f32", np.ones((20, 48)))
-        good.open(op, (64, 48, 64))
+    good = Small()
+    good.head = tiny.matrix(good.weights, "f32", np.ones((20, 48)))
+    good.open(op, (64, 48, 64))
+    small.head = tiny.matrix(small.weights, "f32", np.ones((20, widths[1])))
     with pytest.raises(ValueError, match=text):
         small.open(op | change, widths)
 

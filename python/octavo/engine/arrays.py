@@ -74,9 +74,18 @@ class Cache:
         If the scheme cannot hold these widths.
     """
 
-    def __init__(self, layers: int, kv_heads: int, head_dim: int, kv: str | KVScheme = "bf16", *,
-                 v_dim: int | None = None, rope_dim: int | None = None,
-                 memory: int | str = _DEFAULT_MEMORY, threads: int | None = None) -> None:  # fmt: skip
+    def __init__(
+        self,
+        layers: int,
+        kv_heads: int,
+        head_dim: int,
+        kv: str | KVScheme = "bf16",
+        *,
+        v_dim: int | None = None,
+        rope_dim: int | None = None,
+        memory: int | str = _DEFAULT_MEMORY,
+        threads: int | None = None,
+    ) -> None:
         for name, value in (("layers", layers), ("kv_heads", kv_heads), ("head_dim", head_dim)):
             check_count(f"Cache: {name}", value, _WIDEST)
         shape = _shape(kv_heads, head_dim, v_dim, rope_dim)
