@@ -117,9 +117,10 @@ class Weights:
 
 class Program:
     """`ops` are mappings with the fields of octavo.h's oct_op_desc ("kind" by name: "embed" "norm"
-    "norm_linear" "attend" "linear_add" "gated_mlp" "moe" "head"); absent fields take -1 or 0. A moe
-    has those of oct_moe_desc too (matrices: int32 [experts, 3]; score: "sigmoid" "softmax" "top";
-    absent: "sigmoid", groups 1, scale 1).
+    "norm_linear" "attend" "head_linear" "linear_add" "gated_mlp" "moe" "head"); absent fields take
+    -1 or 0. A moe has those of oct_moe_desc too (score: "sigmoid" "softmax" "top"; absent:
+    "sigmoid", groups 1, scale 1). `matrices` is int32 [experts, 3] of a moe, [heads, 1] of a
+    head_linear. An attend without in3 is of a latent layer.
     `ropes` are mappings {freq: float64 array, dim, mscale, half_split}."""
 
     def __init__(
@@ -137,7 +138,7 @@ class Program:
     def close(self) -> None: ...
 
 class Cache:
-    """`layers` are mappings {kv_heads, k_width, v_width, k_format, v_format, k_transform,
+    """`layers` are mappings {latent, kv_heads, k_width, v_width, k_format, v_format, k_transform,
     v_transform, form}. Sequences are plain ints (slot and generation)."""
 
     def __init__(
