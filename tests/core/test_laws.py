@@ -14,6 +14,13 @@ ISAS = [isa for isa in ("scalar", "avx2", "avx512", "amx") if _probe.runs_here(i
 if os.environ.get("OCTAVO_SANITIZER") == "tsan":
     ISAS = ISAS[-1:]  # what threads share is the same in every column, and scalar takes minutes
 WINDOWS = [(0, 0), (1, 2)]
+CASES, FORMATS = tiny.CASES, ["f32", "bf16", "w8", "w8g32", "q4g32", "q4g32z", "q4g32m"]
+COLUMNS = [("heads", s, f) for s in ("bf16", "fp8", "k8v4", "int4-had") for f in FORMATS]
+COLUMNS += [("latent", "int8", "bf16"), ("latent", "fp8", "w8"), ("latent", "int4-had", "q4g32")]
+COLUMNS += [("latent", "bf16", "q4g32m"), ("latent", "f16", "f32")]
+if "OCTAVO_SANITIZER" in os.environ:  # memory is touched alike under most schemes; bits are seen to
+    CASES = [c for c in CASES if c[1] in ("f32", "bf16", "k8v4", "int4-had")]
+    COLUMNS = COLUMNS[::4]
 
 
 def open_cache(runtime, scheme, windows=(0, 0), kind="heads", **kw):
@@ -44,7 +51,7 @@ def prog(progs):
 
 
 @pytest.mark.parametrize("windows", WINDOWS)
-@pytest.mark.parametrize(("kind", "scheme"), tiny.CASES)
+@pytest.mark.parametrize(("kind", "scheme"), CASES)
 def test_chunking_changes_no_bit(runtime, progs, kind, scheme, windows):
     ids, prog, segments = tiny.tokens(300), progs[kind], tiny.KINDS[kind][2]
     whole = open_cache(runtime, scheme, windows, kind)
@@ -75,7 +82,7 @@ def test_chunking_changes_no_bit_in_any_form(runtime, progs, kind, scheme, form)
 
 
 @pytest.mark.parametrize("windows", WINDOWS)
-@pytest.mark.parametrize(("kind", "scheme"), tiny.CASES)
+@pytest.mark.parametrize(("kind", "scheme"), CASES)
 def test_fork_and_truncate_equal_a_fresh_sequence(runtime, progs, kind, scheme, windows):
     ids, other = tiny.tokens(300), tiny.tokens(300, seed=2)
     prog, segments = progs[kind], tiny.KINDS[kind][2]
@@ -121,12 +128,6 @@ def test_prefix_hits_equal_a_fresh_sequence(runtime, prog):
     third = cache.open()
     assert cache.match(third, ids, salt=7) == 0
     cache.check()
-
-
-FORMATS = ["f32", "bf16", "w8", "w8g32", "q4g32", "q4g32z", "q4g32m"]
-COLUMNS = [("heads", s, f) for s in ("bf16", "fp8", "k8v4", "int4-had") for f in FORMATS]
-COLUMNS += [("latent", "int8", "bf16"), ("latent", "fp8", "w8"), ("latent", "int4-had", "q4g32")]
-COLUMNS += [("latent", "bf16", "q4g32m"), ("latent", "f16", "f32")]
 
 
 @pytest.mark.parametrize(("kind", "scheme", "fmt"), COLUMNS)
