@@ -12,6 +12,7 @@ is attention, its ops are half of the full square.
 import itertools
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -49,36 +50,42 @@ def normal(*shape: int) -> Any:
     return np.random.default_rng(0).standard_normal(shape, dtype=np.float32)
 
 
-def filled(kv: str, shape: list[int], context: int, nbytes: int) -> tuple[Any, list[Any], int]:
-    """Return a cache, sequences in it that hold `nbytes` in all, and the bytes of one."""
-    _, kv_heads, d = shape
-    with cache_of(kv, shape, BLOCK) as probe:
+def filled(
+    make: Callable[[int], Any], rows: tuple[Any, Any], context: int, nbytes: int
+) -> tuple[Any, list[Any], int]:
+    """Return a cache, sequences in it that hold `nbytes` in all, and the bytes of one.
+
+    `make` gives an empty cache with room for so many tokens; `rows` are BLOCK of keys and of
+    values, again and again.
+    """
+    with make(BLOCK) as probe:
         count = min(256, int(nbytes / probe.bytes().sealed_token_bytes / context) + 1)
-    cache, rows = cache_of(kv, shape, context * count), normal(min(BLOCK, context), kv_heads, d)
+    cache = make(context * count)
     sequences = [cache.sequence() for _ in range(count)]
     for one in sequences:
         for at in range(0, context, BLOCK):
-            part = rows[: context - at]
-            one.append(part, part)
+            one.append(*(part[: context - at] for part in rows))
     ledger = sequences[0].bytes()
     return cache, sequences, ledger.sealed + ledger.open
 
 
-def decode_call(sequences: list[Any], q: Any) -> Callable[[], Any]:
+def decode_call(sequences: list[Any], q: Any, scale: float | None = None) -> Callable[[], Any]:
     turn = itertools.cycle(sequences)
-    return lambda: next(turn).attend(q)
+    return lambda: next(turn).attend(q, scale=scale)
 
 
 def decode(shape: list[int], context: int, args: Any) -> list[dict[str, Any]]:
     """Return a row per scheme, thread count and number of query rows; all interleaved."""
-    heads, _, d = shape
+    heads, kv_heads, d = shape
+    k = normal(BLOCK, kv_heads, d)
     cases: dict[Any, Callable[[], Any]] = {}
     held, stored = [], {}
     for threads in args.threads:
         isa = use(threads, args.isa).isa
         cases[ROOFS, threads] = lambda threads=threads: roofs(threads, args.isa)
         for kv in args.kv:
-            cache, sequences, stored[kv] = filled(kv, shape, context, args.rotate)
+            make = partial(cache_of, kv, shape)
+            cache, sequences, stored[kv] = filled(make, (k, k), context, args.rotate)
             held.append(cache)
             for m in args.rows:
                 call = decode_call(sequences, normal(m, heads, d))
@@ -94,14 +101,17 @@ def decode(shape: list[int], context: int, args: Any) -> list[dict[str, Any]]:
     return rows
 
 
-def prompt_time(cache: Any, k: Any, q: Any | None, chunk: int) -> float:
+def prompt_time(
+    cache: Any, rows: tuple[Any, Any], q: Any | None, chunk: int, scale: float | None = None
+) -> float:
     """Append a prompt to a new sequence, chunk by chunk, and return the seconds."""
     sequence = cache.sequence()
+    k, v = rows
     parts = [slice(at, at + chunk) for at in range(0, len(k), chunk)]
 
     def run() -> None:
         for part in parts:
-            sequence.append(k[part], k[part], None if q is None else q[part])
+            sequence.append(k[part], v[part], None if q is None else q[part], scale)
 
     took = seconds(run)
     sequence.close()
@@ -121,7 +131,9 @@ def prefill(shape: list[int], tokens: int, args: Any) -> list[dict[str, Any]]:
             held.append(cache := cache_of(kv, shape, tokens))
             for name, queries in (("with", q), ("without", None)):
                 cases[kv, threads, name] = (
-                    lambda cache=cache, queries=queries: prompt_time(cache, k, queries, args.chunk)
+                    lambda cache=cache, queries=queries: prompt_time(
+                        cache, (k, k), queries, args.chunk
+                    )
                 )  # fmt: skip
     found, rows = interleaved(cases, args.rounds), []
     for (kv, threads, _), whole in ((k, v) for k, v in found.items() if k[-1] == "with"):

@@ -10,16 +10,16 @@ theirs: 4 * heads * 512 * tokens of the latent, in the scheme's form, and 2 * he
 the rotated key, always in floats. `times bf16` compares rates within the rounds.
 """
 
-import itertools
 import statistics
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-import numpy as np
+from attention import BLOCK, decode_call, filled, normal, prompt_time
 from common import (
     ROOFS,
     interleaved,
@@ -27,7 +27,6 @@ from common import (
     options,
     roof_row,
     roofs,
-    seconds,
     spread,
     timer,
     use,
@@ -36,12 +35,7 @@ from common import (
 
 import octavo
 
-BLOCK = 2048  # rows appended at once while a cache is filled
 SCALE = 0.1446796
-
-
-def normal(*shape: int) -> Any:
-    return np.random.default_rng(0).standard_normal(shape, dtype=np.float32)
 
 
 def cache_of(kv: str, args: Any, tokens: int) -> Any:
@@ -50,61 +44,29 @@ def cache_of(kv: str, args: Any, tokens: int) -> Any:
     return octavo.Cache(1, 1, args.rank, kv=kv, rope_dim=args.rope, memory=memory)
 
 
-def filled(kv: str, context: int, args: Any) -> tuple[Any, list[Any], int]:
-    """Return a cache, sequences in it that hold `rotate` bytes in all, and the bytes of one."""
-    with cache_of(kv, args, BLOCK) as probe:
-        one = probe.bytes().sealed_token_bytes * context
-    cache = cache_of(kv, args, context * (count := min(64, int(args.rotate / one) + 1)))
-    c, r = normal(BLOCK, 1, args.rank), normal(BLOCK, 1, args.rope)
-    sequences = [cache.sequence() for _ in range(count)]
-    for sequence in sequences:
-        for at in range(0, context, BLOCK):
-            sequence.append(c[: context - at], r[: context - at])
-    ledger = sequences[0].bytes()
-    return cache, sequences, ledger.sealed + ledger.open
-
-
-def decode_call(sequences: list[Any], q: Any) -> Callable[[], Any]:
-    turn = itertools.cycle(sequences)
-    return lambda: next(turn).attend(q, scale=SCALE)
-
-
 def decode(context: int, args: Any) -> list[dict[str, Any]]:
     """Return a row per scheme and thread count, all interleaved."""
     cases: dict[Any, Callable[[], Any]] = {}
     held, stored = [], {}
+    rows = normal(BLOCK, 1, args.rank), normal(BLOCK, 1, args.rope)
     q = normal(1, args.heads, args.rank + args.rope)
     for threads in args.threads:
         isa = use(threads, args.isa).isa
         cases[ROOFS, threads] = lambda threads=threads: roofs(threads, args.isa)
         for kv in args.kv:
-            cache, sequences, stored[kv] = filled(kv, context, args)
+            make = partial(cache_of, kv, args)
+            cache, sequences, stored[kv] = filled(make, rows, context, args.rotate)
             held.append(cache)
-            cases[kv, threads] = timer(decode_call(sequences, q), args.at_least)
-    found, rows = interleaved(cases, args.rounds), []
+            cases[kv, threads] = timer(decode_call(sequences, q, SCALE), args.at_least)
+    found, out = interleaved(cases, args.rounds), []
     for kv, threads in (key for key in found if key[0] != ROOFS):
         row = {"kind": "decode", "kv": kv, "context": context, "stored_bytes": stored[kv]}
         row |= described(args, threads, isa)
         pairs = context * args.heads
-        rows.append(finished(row, pairs, stored[kv], found, args))
+        out.append(finished(row, pairs, stored[kv], found, args))
     for cache in held:
         cache.close()
-    return rows
-
-
-def prompt_time(cache: Any, rows: tuple[Any, Any], q: Any | None, chunk: int) -> float:
-    """Append a prompt to a new sequence, chunk by chunk, and return the seconds."""
-    sequence = cache.sequence()
-    parts = [slice(at, at + chunk) for at in range(0, len(rows[0]), chunk)]
-
-    def run() -> None:
-        for part in parts:
-            more = {} if q is None else {"q": q[part], "scale": SCALE}
-            sequence.append(rows[0][part], rows[1][part], **more)
-
-    took = seconds(run)
-    sequence.close()
-    return took
+    return out
 
 
 def prefill(tokens: int, args: Any) -> list[dict[str, Any]]:
@@ -119,7 +81,7 @@ def prefill(tokens: int, args: Any) -> list[dict[str, Any]]:
         for kv in args.kv:
             held.append(cache := cache_of(kv, args, tokens))
             cases[kv, threads] = lambda cache=cache: max(
-                1e-9, prompt_time(cache, rows, q, args.chunk)
+                1e-9, prompt_time(cache, rows, q, args.chunk, SCALE)
                 - prompt_time(cache, rows, None, args.chunk)
             )  # fmt: skip
     found, out = interleaved(cases, args.rounds), []

@@ -97,8 +97,8 @@ static void overlay_page(oct_kernels *k, int id, const oct_page_kernels *from, o
     }
 }
 
-/* Turn, and the F32 slots, that no column of the format fills: decode, then the float op. Decoding is most of
- * their time, so they are reported as its column. */
+/* The slots that no column of the format fills: `turn` by its layouts; the F32 ones decode, then the
+ * float op. Decoding is most of their time, so they are reported as its column. */
 static void default_page_slots(oct_kernels *k)
 {
     for (int id = 0; id < OCT_PAGE_COUNT; id++) {

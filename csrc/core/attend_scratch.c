@@ -65,7 +65,8 @@ static oct_attend_scratch *new_scratch(int64_t rows, int width, int queries, int
     const size_t each = lane_floats(queries, width, turned_bytes);
     if (!s) return NULL;
     *s = (oct_attend_scratch){.width = width, .queries = queries, .lanes = lanes, .rows = rows,
-                              .turned_bytes = turned_bytes, .split_floats = split_floats, .vectors = split_floats ? vectors : 0};
+                              .turned_bytes = turned_bytes, .split_floats = split_floats,
+                              .vectors = split_floats ? vectors : 0};
     s->blocks = oct_alloc(OCT_TAG_SCRATCH, (size_t)rows, sizeof *s->blocks);
     s->lane = oct_zalloc(OCT_TAG_SCRATCH, (size_t)lanes, sizeof *s->lane);
     s->lane_memory = oct_alloc(OCT_TAG_SCRATCH, (size_t)lanes * each, sizeof *s->lane_memory);

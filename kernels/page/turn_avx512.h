@@ -22,8 +22,7 @@ static inline void oct_turn_lanes(__m512i x[4])
 static inline oct_kstatus oct_turn8_avx512(const oct_turn_args *a, size_t at)
 {
     const size_t d = (size_t)a->d, row = 4 * OCT_PAGE_TOKENS; /* bytes of four channels */
-    const __m512i square = _mm512_broadcast_i32x4(
-        _mm_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15));
+    const __m512i square = _mm512_broadcast_i32x4(oct_square_order());
     const uint8_t *from = (const uint8_t *)a->block + at;
     uint8_t *to = (uint8_t *)a->out + at;
     memcpy(a->out, a->block, at);

@@ -8,10 +8,15 @@
 
 #include "kernels/page/turn.h"
 
+/* The shuffle that turns a 4 x 4 square of bytes. */
+static inline __m128i oct_square_order(void)
+{
+    return _mm_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+}
+
 static inline __m128i oct_square4(__m128i v)
 {
-    return _mm_shuffle_epi8(
-        v, _mm_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15));
+    return _mm_shuffle_epi8(v, oct_square_order());
 }
 
 static inline __m128i oct_load128(const void *at)

@@ -258,6 +258,15 @@ def decode_block(fmt, isa, block, d, role, tokens=64, stride=None):
     return out.view(F32).reshape((d, 64) if role == "k" else (64, d))
 
 
+def units_apart(block, units=4, gap=192):
+    """The first units of a block of plain values, `gap` bytes of 0xFF between; and their stride."""
+    unit = block.nbytes // 4
+    _, apart = aligned(4 * (unit + gap), fill=0xFF)
+    for u in range(units):
+        apart[u * (unit + gap) :][:unit] = block[u * unit : (u + 1) * unit]
+    return apart, unit + gap
+
+
 def turn(fmt, isa, block, d, tokens=64, stride=None):
     """The V block of a K block; what is not turned stays at the fill of 0xA5 bytes."""
     raw, out = aligned(layout(fmt, isa, d, "v")["bytes"])

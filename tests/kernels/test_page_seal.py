@@ -80,10 +80,7 @@ def test_open_pages_have_units_apart(fmt, isa, role):
     d = 80
     rows = own_rows(fmt, po.hostile(d)["gauss"])
     block, _ = po.seal(fmt, isa, rows, role)
-    unit, stride = block.nbytes // 4, block.nbytes // 4 + 192
-    _, apart = po.aligned(4 * stride, fill=0xFF)
-    for u in range(4):
-        apart[u * stride : u * stride + unit] = block[u * unit : (u + 1) * unit]
+    apart, stride = po.units_apart(block)
     image = po.decode_block(fmt, isa, apart, d, role, stride=stride)
     assert np.array_equal(image, po.decode_block(fmt, "scalar", block, d, role))
 
@@ -115,11 +112,8 @@ def test_open_units_are_turned_side_by_side(fmt, isa, tokens):
     rows = own_rows(fmt, po.hostile(d)["gauss"])
     keys, _ = po.seal(fmt, isa, rows, "k")
     values, _ = po.seal(fmt, isa, rows, "v")
-    unit = keys.nbytes // 4
-    stride, whole = unit + 192, -(-tokens // 16)
-    _, apart = po.aligned(4 * stride, fill=0xFF)
-    for u in range(whole):
-        apart[u * stride : u * stride + unit] = keys[u * unit : (u + 1) * unit]
+    unit, whole = keys.nbytes // 4, -(-tokens // 16)
+    apart, stride = po.units_apart(keys, whole)
     got = po.turn(fmt, isa, apart, d, tokens, stride)
     np.testing.assert_array_equal(got[: whole * unit], values[: whole * unit])
     assert (got[whole * unit :] == 0xA5).all()

@@ -110,17 +110,18 @@ def _check_count(spec: ModelSpec) -> None:
 
 
 def _expert_uses(spec: ModelSpec, layer: int, names: Mapping[str, str]) -> list[TensorUse]:
-    if spec.moe is None or not spec.is_moe(layer):
+    moe = spec.mixture(layer)
+    if moe is None:
         return []
-    shapes = _mlp_shapes(spec, spec.moe.inner)
+    shapes = _mlp_shapes(spec, moe.inner)
     out = [
         TensorUse(f"layers.{layer}.moe.{e}.{part}",
                   f"{names[f'layers.{{}}.moe.{{}}.{part}'].format(layer, e)}.weight", shapes[part])
-        for e in range(spec.moe.experts) for part in EXPERT
+        for e in range(moe.experts) for part in EXPERT
     ]  # fmt: skip
-    if spec.moe.bias:
+    if moe.bias:
         role = "layers.{}.moe.router.bias"
-        out.append(TensorUse(role.format(layer), names[role].format(layer), (spec.moe.experts,)))
+        out.append(TensorUse(role.format(layer), names[role].format(layer), (moe.experts,)))
     return out
 
 
@@ -131,11 +132,12 @@ def _mlp_shapes(spec: ModelSpec, inner: int) -> dict[str, tuple[int, ...]]:
 def _layer_shapes(spec: ModelSpec, layer: int) -> dict[str, tuple[int, ...]]:
     shapes = _attention_shapes(spec) if spec.latent is None else latent.shapes(spec, spec.latent)
     shapes["mlp.norm"] = (spec.hidden,)
-    if spec.moe is None or not spec.is_moe(layer):
+    moe = spec.mixture(layer)
+    if moe is None:
         return shapes | {f"mlp.{p}": n for p, n in _mlp_shapes(spec, spec.ffn).items()}
-    shapes["moe.router"] = (spec.moe.experts, spec.hidden)
-    if spec.moe.shared:
-        shapes |= {f"shared.{p}": n for p, n in _mlp_shapes(spec, spec.moe.shared).items()}
+    shapes["moe.router"] = (moe.experts, spec.hidden)
+    if moe.shared:
+        shapes |= {f"shared.{p}": n for p, n in _mlp_shapes(spec, moe.shared).items()}
     return shapes
 
 
@@ -218,14 +220,15 @@ def _attention_ops(spec: ModelSpec, layer: int) -> list[tuple[Op, dict[str, str]
 
 def _mlp_ops(spec: ModelSpec, layer: int) -> list[tuple[Op, dict[str, str]]]:
     name, norm = f"layers.{layer}", {"norm": f"layers.{layer}.mlp.norm", "eps": spec.eps}
-    if spec.moe is None or not spec.is_moe(layer):
+    moe = spec.mixture(layer)
+    if moe is None:
         return [(_gated(f"{name}.mlp", "x", **norm), {"out": "x"})]
-    if not spec.moe.shared:
-        return [(_mixture(spec.moe, name, "x", **norm), {"router": "router", "out": "x"})]
+    if not moe.shared:
+        return [(_mixture(moe, name, "x", **norm), {"router": "router", "out": "x"})]
     # Both read the same normed rows: x changes between them.
     return [
         (Op("norm", inputs=("x",), out=("n",), **norm), {}),
-        (_mixture(spec.moe, name, "n"), {"router": "router"}),
+        (_mixture(moe, name, "n"), {"router": "router"}),
         (_gated(f"{name}.shared", "n"), {"out": "x"}),
     ]  # fmt: skip
 

@@ -188,9 +188,13 @@ class ModelSpec:
         """Number of weights (a tied matrix counted once)."""
         return sum(int(np.prod(use.shape)) for use in self.uses)
 
+    def mixture(self, layer: int) -> Mixture | None:
+        """Return the mixture of experts of this layer, None where its MLP is a plain one."""
+        return None if self.moe is None or layer in self.moe.dense else self.moe
+
     def is_moe(self, layer: int) -> bool:
         """Tell whether this layer's MLP is a mixture of experts."""
-        return self.moe is not None and layer not in self.moe.dense
+        return self.mixture(layer) is not None
 
     @property
     def softmax_scale(self) -> float:

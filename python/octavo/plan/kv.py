@@ -105,7 +105,4 @@ def attention_ops(spec: ModelSpec) -> int:
 
     Two for each multiply-add, of scores and of sums of values; latent attention is absorbed.
     """
-    widths = [s.k_width + s.v_width for s in spec.cache_layers]
-    if spec.latent is not None:
-        widths = [2 * spec.latent.rank + spec.latent.rope] * spec.layers
-    return 2 * spec.heads * sum(widths)
+    return 2 * spec.heads * sum(s.q_width + s.out_width for s in spec.cache_layers)
