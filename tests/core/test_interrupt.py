@@ -100,7 +100,7 @@ def script(threads, rows, *parts):
 def test_interrupt_inside_a_long_prefill(model, threads):
     setup, rows = (LONG_CONTEXT, 32768) if model == "long context" else (WIDE_MODEL, 4096)
     if SANITIZED:  # a quarter of the work in every part of the code
-        rows //= 4 if model == "long context" else 16
+        rows //= 4
         setup = setup.replace("512, 2048", "256, 1024")
     out = child(script(threads, rows, setup, POINTS.replace("COUNT", "8")), seconds=120)
     caught, slowest = map(int, re.search(r"caught (\d+) slowest (\d+) ms", out).groups())
