@@ -50,19 +50,22 @@ op_rope_table(PyObject *self, PyObject *args)
     return RUN(rope_table, a, pos.cols);
 }
 
-static PyObject *
-op_swiglu(PyObject *self, PyObject *args)
-{
-    (void)self;
-    oct_isa isa;
-    view g, u, y;
-    Py_ssize_t lo = 0, hi = -1;
-    if (!PyArg_ParseTuple(args, "O&O&O&O&|nn", oct_probe_isa, &isa, f32, &g, f32, &u, f32, &y, &lo,
-                          &hi))
-        return NULL;
-    const oct_swiglu_args a = {g.data, u.data, g.ld, u.ld, (int)g.cols, y.data, y.ld};
-    return RUN(swiglu, a, g.rows);
-}
+#define GATE(name)                                                                                \
+    static PyObject *op_##name(PyObject *self, PyObject *args)                                    \
+    {                                                                                             \
+        (void)self;                                                                               \
+        oct_isa isa;                                                                              \
+        view g, u, y;                                                                             \
+        Py_ssize_t lo = 0, hi = -1;                                                               \
+        if (!PyArg_ParseTuple(args, "O&O&O&O&|nn", oct_probe_isa, &isa, f32, &g, f32, &u, f32,    \
+                              &y, &lo, &hi))                                                      \
+            return NULL;                                                                          \
+        const oct_##name##_args a = {g.data, u.data, g.ld, u.ld, (int)g.cols, y.data, y.ld};      \
+        return RUN(name, a, g.rows);                                                              \
+    }
+GATE(swiglu)
+GATE(geglu)
+GATE(clamped_swiglu)
 
 static PyObject *
 op_hadamard(PyObject *self, PyObject *args)
@@ -300,6 +303,8 @@ PyMethodDef oct_probe_op_methods[] = {
     {"op_rope", op_rope, METH_VARARGS, "op_rope(isa, x, heads, d, half_split, cs)"},
     {"op_rope_table", op_rope_table, METH_VARARGS, "op_rope_table(isa, pos, freq, mscale, cs)"},
     {"op_swiglu", op_swiglu, METH_VARARGS, "op_swiglu(isa, g, u, y)"},
+    {"op_geglu", op_geglu, METH_VARARGS, "op_geglu(isa, g, u, y)"},
+    {"op_clamped_swiglu", op_clamped_swiglu, METH_VARARGS, "op_clamped_swiglu(isa, g, u, y)"},
     {"op_hadamard", op_hadamard, METH_VARARGS,
      "op_hadamard(isa, x, heads, d, block, signs, inverse, y)"},
     {"op_cast", op_cast, METH_VARARGS, "op_cast(isa, x, 'f32' | 'f16' | 'bf16', y, bad)"},

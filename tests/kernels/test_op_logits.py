@@ -1,4 +1,4 @@
-"""Ops on rows of activations and logits: rmsnorm, swiglu, argmax, lse, topk, kl, sample."""
+"""Ops on rows of activations and logits: rmsnorm, gates, argmax, lse, topk, kl, sample."""
 
 import math
 
@@ -26,7 +26,7 @@ from octavo import _probe
 VOCAB = 49152
 
 
-# --- rmsnorm and swiglu ---------------------------------------------------------------------------
+# --- rmsnorm and gates ----------------------------------------------------------------------------
 def run_rmsnorm(isa, x, k, w, eps, in_place=False):
     y = Guarded(x.shape, fill=x if in_place else None)
     x = y.array if in_place else poisoned(x)
@@ -69,11 +69,18 @@ def test_rmsnorm_columns(isa, in_place):
             same(run_rmsnorm(isa, *args), run_rmsnorm("scalar", *args), (k, name))
 
 
-def run_swiglu(isa, g, u, in_place=False):
+GATES = ["swiglu", "geglu", "clamped_swiglu"]
+
+
+def run_gate(op, isa, g, u, in_place=False):
     y = Guarded(g.shape, fill=g)
     g = y.array if in_place else poisoned(g)
-    _probe.op_swiglu(isa, g, poisoned(u), y.array)
+    getattr(_probe, f"op_{op}")(isa, g, poisoned(u), y.array)
     return y.take()
+
+
+def run_swiglu(isa, g, u, in_place=False):
+    return run_gate("swiglu", isa, g, u, in_place)
 
 
 def test_swiglu_scalar():
@@ -89,16 +96,75 @@ def test_swiglu_scalar():
         assert (err <= 4 * 2.0**-24 * np.abs(want[fine]) + 2e-45).all(), name
 
 
+def test_geglu_scalar():
+    """Its steps, and gelu with a real tanh in float64 within the bound of kernels.h."""
+    x = hostile(1000, 1, rows=3)
+    c1, c2 = np.float32(1.5957691216057308), np.float32(0.07135481282553995)
+    for name, g in x.items():
+        u, g = x["normal"], (g * np.float32(3)).astype(np.float32)
+        y = run_gate("geglu", "scalar", g, u)
+        with np.errstate(all="ignore"):
+            z = g * fma32(c2, g * g, c1)
+            same(y, (g / (np.float32(1) + exp32(-z))) * u, name)
+            g64 = g.astype(np.float64)
+            inner = np.sqrt(2 / np.pi) * (g64 + 0.044715 * g64**3)
+            # 1 + tanh cancels far below 0: there tanh(x) + 1 = 2 / (1 + exp(-2 x)).
+            cdf = np.where(inner > -5, (1 + np.tanh(inner)) / 2, 1 / (1 + np.exp(-2 * inner)))
+            want = g64 * cdf * u
+        fine = np.isfinite(want) & (inner > -40)
+        bound = (8 + 3 * np.abs(2 * inner[fine])) * 2.0**-24 * np.abs(want[fine]) + 2e-45
+        assert (np.abs(y[fine] - want[fine]) <= bound).all(), name
+
+
+def test_gelu_by_its_published_values():
+    """Of the tanh form at a few points, to six decimals; and its limits."""
+    g = np.array([[-3, -1, -0.5, 0, 0.5, 1, 3, -100, 100]], np.float32)
+    want = [-0.003637, -0.158808, -0.154286, 0, 0.345714, 0.841192, 2.996363, 0, 100]
+    y = run_gate("geglu", "scalar", g, np.ones_like(g))
+    np.testing.assert_allclose(y[0], want, atol=1e-6)
+
+
+def test_clamped_swiglu_scalar():
+    x = hostile(1000, 1, rows=3)
+    for name, g in x.items():
+        for u in (x["steep"], x["ties"], x["special"]):
+            g = (g * np.float32(4)).astype(np.float32)
+            y = run_gate("clamped_swiglu", "scalar", g, u)
+            with np.errstate(all="ignore"):
+                gate, up = np.minimum(g, np.float32(7)), np.clip(u, np.float32(-7), np.float32(7))
+                slope = np.float32(-1.702) * gate
+                want = (gate / (np.float32(1) + exp32(slope))) * (up + np.float32(1))
+                same(y, want, name)
+                exact = gate.astype(np.float64)
+                exact = exact / (1 + np.exp(-1.702 * exact)) * (up.astype(np.float64) + 1)
+            fine = np.isfinite(exact) & (gate > -40)
+            bound = (8 + 3 * np.abs(gate[fine])) * 2.0**-24 * np.abs(exact[fine]) + 2e-45
+            # u + 1 is rounded to a float32, which shows where u is next to -1.
+            bound += np.abs(gate[fine]) * 2.0**-23
+            assert (np.abs(y[fine] - exact[fine]) <= bound).all(), name
+
+
 @pytest.mark.parametrize("in_place", [False, True])
 @pytest.mark.parametrize("isa", FAST)
-def test_swiglu_columns(isa, in_place):
+@pytest.mark.parametrize("op", GATES)
+def test_gate_columns(op, isa, in_place):
     need(isa)
     for k in SIZES:
         cases = hostile(k, k, rows=2)
         for name, g in cases.items():
             for scale in (1, 30):
-                args = (g * np.float32(scale), cases["normal"], in_place)
-                same(run_swiglu(isa, *args), run_swiglu("scalar", *args), (k, name))
+                for u in (cases["normal"], cases["steep"], cases["nan"]):
+                    args = (g * np.float32(scale), u, in_place)
+                    same(run_gate(op, isa, *args), run_gate(op, "scalar", *args), (k, name))
+
+
+@pytest.mark.parametrize("isa", FAST)
+@pytest.mark.parametrize("op", GATES)
+def test_gate_columns_over_all_exponents(op, isa):
+    need(isa)
+    g = np.random.default_rng(2).integers(0, 2**32, (1, 200_000), np.uint32).view(np.float32)
+    u = np.roll(g, 1)
+    same(run_gate(op, isa, g, u), run_gate(op, "scalar", g, u))
 
 
 @pytest.mark.parametrize("isa", FAST)
@@ -339,7 +405,8 @@ def sliced(isa, cut):
     x = hostile(100, 5, rows=7)["normal"]
     w, n = x[0].copy(), len(x)
     u = np.linspace(0, 0.99, n)
-    y = [np.full_like(x, 9) for _ in range(3)]
+    y = [np.full_like(x, 9) for _ in range(2)]
+    gated = [np.full_like(x, 9) for _ in GATES]
     s = np.ascontiguousarray(x[:, :96])
     row = [np.full(n, 9, np.float32) for _ in range(5)]
     o, m, total = x.copy(), w[:n].copy(), np.abs(w[:n])
@@ -349,8 +416,9 @@ def sliced(isa, cut):
     work, cs = np.empty(1600, np.uint8), np.full((n, 100), 9, np.float32)
     for r in ((0, cut), (cut, n)):
         _probe.op_rmsnorm(isa, x, 100, 1, w, 1e-5, y[0], *r)
-        _probe.op_swiglu(isa, x, x, y[1], *r)
-        _probe.op_hadamard(isa, x, 1, 100, 4, True, False, y[2], *r)
+        for i, op in enumerate(GATES):
+            getattr(_probe, f"op_{op}")(isa, x, x, gated[i], *r)
+        _probe.op_hadamard(isa, x, 1, 100, 4, True, False, y[1], *r)
         _probe.op_softmax(isa, s, row[0], row[1], *r)
         _probe.op_merge(isa, o, m, total, x[::-1].copy(), w[7:14].copy(), total + 1, *r)
         _probe.op_argmax(isa, x, ids[0], *r)
@@ -360,8 +428,8 @@ def sliced(isa, cut):
         _probe.op_cast(isa, x, "bf16", half, ids[1], *r)
         _probe.op_sample(isa, x, 1.0, 0, 0.9, 0.0, u, ids[2], work, *r)
         _probe.op_rope_table(isa, np.arange(n), u[:1].repeat(50) + 0.5, 1.0, cs, *r)
-        _probe.op_rope(isa, y[1], 1, 100, True, cs, *r)
-    return (*y, s, *row, o, m, ids[0], ids[1], ids[2], *top, half, kl_of, cs)
+        _probe.op_rope(isa, gated[0], 1, 100, True, cs, *r)
+    return (*y, *gated, s, *row, o, m, ids[0], ids[1], ids[2], *top, half, kl_of, cs)
 
 
 @pytest.mark.parametrize("isa", COLUMNS)
