@@ -209,12 +209,14 @@ oct_status oct_page_edit(oct_cache *, oct_seq, int layer, int64_t index, oct_seg
                          oct_page_info *out);
 void oct_page_edit_end(oct_cache *, uint64_t page);
 
-/* n tokens' rows, float32, in the model's basis. q is multiplied by scale. */
+/* n tokens' rows, float32, in the model's basis. q is multiplied by scale. window 0: none; else a
+ * query sees itself and the window - 1 tokens before it. sinks: see ATTEND. */
 typedef struct {
     const float *k, *v, *q;
     int64_t n;
-    int heads; /* of q */
+    int heads, window; /* of q */
     float scale;
+    const float *sinks; /* [heads] or NULL */
     float *out;
     oct_poll poll;
 } oct_rows_desc;
@@ -234,10 +236,12 @@ typedef enum {
     OCT_OP_NORM_LINEAR, /* out[i] = w[i] rmsnorm(in) + bias[i], i < n_out; norm -1: no norm */
     OCT_OP_ATTEND,      /* out[0] = attention of layer over q = in, k = in2, v = in3. in3 -1: a latent
                          * layer, in2 = [latent | rotated key], in = heads of the same; k_norm is of
-                         * the latent, rope of the rest */
+                         * the latent, rope of the rest. window: a query sees itself and the window - 1
+                         * tokens before it, 0: all. sinks: one more logit per head in the softmax, of
+                         * a token without a value */
     OCT_OP_HEAD_LINEAR, /* head h of out[0] = [matrices[h] x | y], head h of in = [x | y] */
-    OCT_OP_LINEAR_ADD,  /* out[0] += w[0] in + bias[0] */
-    OCT_OP_GATED_MLP,   /* out[0] += w[2] (silu(w[0] n) * w[1] n), n = rmsnorm(in) */
+    OCT_OP_LINEAR_ADD,  /* out[0] += y, y = w[0] in + bias[0]; with out_norm rmsnorm(y, out_norm, eps) */
+    OCT_OP_GATED_MLP,   /* the same, y = w[2] act(w[0] n, w[1] n), n = rmsnorm(in) */
     OCT_OP_MOE,         /* out[0] += a mixture of experts of rmsnorm(in): see oct_moe_desc */
     OCT_OP_HEAD,        /* logits = w[0] in, of the rows that the step wants; the last op */
     OCT_OP_KIND_COUNT
@@ -250,10 +254,18 @@ typedef enum {
     OCT_ROUTER_SCORE_COUNT
 } oct_router_score;
 
+/* act(g, u) of gated ops. */
+typedef enum {
+    OCT_ACTIVATION_SILU,         /* silu(g) * u */
+    OCT_ACTIVATION_GELU_TANH,    /* gelu(g) * u, gelu by its tanh form */
+    OCT_ACTIVATION_CLAMPED_SILU, /* gpt-oss's: g sigmoid(1.702 g) * (u + 1), g <= 7 and |u| <= 7 */
+    OCT_ACTIVATION_COUNT
+} oct_activation;
+
 /* MOE. Router logits = w[0] n + bias[0], always in float32; choice and gates g as oct_route_args
- * says, bias[1] selecting only, `scale` of the op the factor of the gates. With F_e(n) = down (silu(
- * gate n) * up n) of expert e, y = fma(g_e, F_e(n), y) over the chosen, ascending, from 0; then
- * out[0] += y. out[1], experts + 2 * top wide, becomes the router's record: scores, then the ids
+ * says, bias[1] selecting only, `scale` of the op the factor of the gates. With F_e(n) = down
+ * act(gate n, up n) of expert e, each of the three with its bias, y = fma(g_e, F_e(n), y) over the
+ * chosen, ascending, from 0; then out[0] += y. out[1], experts + 2 * top wide, becomes the router's record: scores, then the ids
  * chosen (as floats), then their gates. */
 typedef struct {
     int experts, top;
@@ -268,10 +280,13 @@ typedef struct {
     int out[3], n_out;
     int w[3], bias[3];       /* matrices and vectors; -1: none */
     const int *matrices;     /* MOE: [experts][3] gate, up, down; HEAD_LINEAR: [heads] */
-    int norm;                /* vector; -1: none */
+    const int *biases;       /* MOE: [experts][3] vectors, -1: none; NULL: no expert has one */
+    int norm, out_norm;      /* vectors; -1: none */
     float eps, scale;
+    oct_activation activation; /* GATED_MLP, MOE */
     int layer, heads, rope;  /* ATTEND; rope: index into ropes, -1: none */
     int q_norm, k_norm;      /* ATTEND: per-head norm vectors; -1: none */
+    int window, sinks;       /* ATTEND: tokens, 0: no limit; vector [heads], -1: none */
     oct_moe_desc moe;
 } oct_op_desc;
 

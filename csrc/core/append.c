@@ -61,8 +61,8 @@ static void append_layers(oct_cache *c, oct_part_of_step *part, const oct_rows_d
         if (!q) continue;
         const oct_attend_args args = {
             .cache = c, .part = part, .parts = 1, .layer = i, .heads = d->heads, .scale = d->scale,
-            .q = q, .ldq = heads * dq, .out = out, .ldo = heads * dv, .rows = d->n,
-            .scratch = scratch,
+            .window = d->window, .sinks = d->sinks, .q = q, .ldq = heads * dq, .out = out,
+            .ldo = heads * dv, .rows = d->n, .scratch = scratch,
         };
         oct_attend_run(&args);
         q += n * heads * dq;
@@ -88,13 +88,16 @@ static oct_status run_reserved(oct_cache *c, oct_part_of_step *part, const oct_r
                     "page (|x| >= 2^56). Nothing was changed.");
 }
 
-static oct_status check_heads(const oct_cache *c, const char *operation, int lo, int hi, int heads)
+static oct_status check_queries(const oct_cache *c, const char *operation, int lo, int hi,
+                                const oct_rows_desc *d)
 {
     for (int i = lo; i < hi; i++)
-        if (heads < 1 || heads > 65536 || heads % c->layer[i].kv_heads)
+        if (d->heads < 1 || d->heads > 65536 || d->heads % c->layer[i].kv_heads)
             return oct_fail(OCT_E_VALUE, "%s: %d heads are no multiple of layer %d's %d kv_heads",
-                            operation, heads, i, c->layer[i].kv_heads);
-    return OCT_OK;
+                            operation, d->heads, i, c->layer[i].kv_heads);
+    if (d->window >= 0) return OCT_OK;
+    return oct_fail(OCT_E_VALUE, "%s: window is %d, legal are 0 (none) and more", operation,
+                    d->window);
 }
 
 static oct_status append_taken(oct_cache *c, oct_seq seq, const oct_rows_desc *d)
@@ -125,7 +128,7 @@ oct_status oct_cache_append(oct_cache *c, oct_seq seq, const oct_rows_desc *d)
 {
     if (d->n < 1 || d->n > 1 << 20)
         return oct_fail(OCT_E_VALUE, "append: %lld rows, legal are 1 to %d", (long long)d->n, 1 << 20);
-    oct_status status = d->q ? check_heads(c, "append", 0, c->layers, d->heads) : OCT_OK;
+    oct_status status = d->q ? check_queries(c, "append", 0, c->layers, d) : OCT_OK;
     if (!status) status = oct_cache_take(c, "append");
     if (status) return status;
     status = append_taken(c, seq, d);
@@ -146,9 +149,9 @@ static oct_status attend_taken(oct_cache *c, oct_seq seq, int layer, const oct_r
         const size_t heads = (size_t)d->heads;
         const oct_attend_args args = {
             .cache = c, .part = &part, .parts = 1, .layer = layer, .heads = d->heads,
-            .scale = d->scale, .after = true, .q = d->q, .ldq = heads * (size_t)l->q_width,
-            .out = d->out, .ldo = heads * (size_t)l->v_width, .rows = d->n,
-            .scratch = scratch,
+            .scale = d->scale, .window = d->window, .sinks = d->sinks, .after = true, .q = d->q,
+            .ldq = heads * (size_t)l->q_width, .out = d->out, .ldo = heads * (size_t)l->v_width,
+            .rows = d->n, .scratch = scratch,
         };
         bool whole = oct_pool_enter(c->rt->pool, d->poll);
         if (whole) {
@@ -168,7 +171,7 @@ oct_status oct_cache_attend(oct_cache *c, oct_seq seq, int layer, const oct_rows
     if (d->n < 1 || d->n > 1 << 16)
         return oct_fail(OCT_E_VALUE, "attend: %lld queries, legal are 1 to %d", (long long)d->n,
                         1 << 16);
-    oct_status status = check_heads(c, "attend", layer, layer + 1, d->heads);
+    oct_status status = check_queries(c, "attend", layer, layer + 1, d);
     if (!status) status = oct_cache_take(c, "attend");
     if (status) return status;
     status = attend_taken(c, seq, layer, d);

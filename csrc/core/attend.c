@@ -19,7 +19,7 @@ static void attend_whole(void *ctx, size_t lo, size_t hi, int lane)
     for (size_t unit = lo; unit < hi; unit++) {
         walk w = oct_walk_start(ctx, unit, lane);
         oct_walk_prepare(&w);
-        for (int chunk = 0; chunk < oct_walk_chunks(&w); chunk++) {
+        for (int chunk = w.first_chunk; chunk < oct_walk_chunks(&w); chunk++) {
             oct_walk_chunk(&w, chunk, &w.chunk);
             oct_walk_fold_upto(&w, chunk + 1, 0, &w.chunk);
         }
@@ -40,7 +40,8 @@ static void prepare_split(void *ctx, size_t lo, size_t hi, int lane)
     }
 }
 
-/* Where the partial of (block, head, span) lies: [vector of oct_walk_vector][span] of (o, m, l). */
+/* Where the partial of (block, head, span) lies: [vector of oct_walk_vector][span] of (o, m, l). A
+ * block's spans count from that of its first chunk. */
 static partial split_at(const walk *w, int span)
 {
     const job *j = w->j;
@@ -54,9 +55,9 @@ static partial split_at(const walk *w, int span)
 static void attend_into(walk *w, int chunk)
 {
     const int span = w->j->span;
-    if (chunk >= oct_walk_chunks(w)) return;
-    const partial to = split_at(w, chunk / span);
-    if (chunk % span == 0) {
+    if (chunk < w->first_chunk || chunk >= oct_walk_chunks(w)) return;
+    const partial to = split_at(w, chunk / span - w->first_chunk / span);
+    if (chunk % span == 0 || chunk == w->first_chunk) {
         oct_walk_chunk(w, chunk, &to);
         return;
     }
@@ -72,8 +73,9 @@ static void attend_split(void *ctx, size_t lo, size_t hi, int lane)
     const size_t heads = (size_t)j->l->kv_heads, each = (size_t)j->each, some = heads / each;
     for (size_t task = lo; task < hi; task++) {
         const size_t span = task / each; /* of all blocks' */
-        const size_t first = span / (size_t)j->spans * heads + task % each * some;
-        const int from = (int)(span % (size_t)j->spans) * j->span;
+        const size_t which = span / (size_t)j->spans, first = which * heads + task % each * some;
+        const int skipped = oct_first_chunk(j->a, &j->a->scratch->blocks[which]) / j->span;
+        const int from = (skipped + (int)(span % (size_t)j->spans)) * j->span;
         for (int chunk = from; chunk < from + j->span; chunk++)
             for (size_t unit = first; unit < first + some; unit++) {
                 walk w = oct_walk_start(j, unit, lane);
@@ -87,8 +89,9 @@ static void fold_split(void *ctx, size_t lo, size_t hi, int lane)
     const job *j = ctx;
     for (size_t unit = lo; unit < hi; unit++) {
         walk w = oct_walk_start(ctx, unit, lane);
-        for (int span = 0; span * j->span < oct_walk_chunks(&w); span++) {
-            partial p = split_at(&w, span);
+        const int first = w.first_chunk / j->span;
+        for (int span = first; span * j->span < oct_walk_chunks(&w); span++) {
+            partial p = split_at(&w, span - first);
             oct_walk_fold_upto(&w, (span + 1) * j->span, j->span > 1, &p);
         }
         oct_walk_end(&w);
@@ -132,16 +135,31 @@ static int64_t longest(const oct_attend_args *a)
     return tokens;
 }
 
+/* The most spans of so many chunks that a block walks. */
+static int most_spans(const job *j, int span)
+{
+    const oct_attend_args *a = j->a;
+    int most = 0;
+    for (int i = 0; i < j->blocks; i++) {
+        const block *b = &a->scratch->blocks[i];
+        const int64_t tokens = oct_visible_of(a, &a->part[b->part], b->row + b->rows - 1);
+        const int chunks = (int)((tokens + CHUNK - 1) / CHUNK);
+        const int spans = (chunks + span - 1) / span - oct_first_chunk(a, b) / span;
+        most = spans > most ? spans : most;
+    }
+    return most;
+}
+
 /* Split where there are too few blocks to keep the lanes busy, or where each has so few queries that
  * memory decides, and where the partials have room. */
-static bool worth_splitting(const job *j, oct_attend_cut cut)
+static bool worth_splitting(const job *j, int spans)
 {
     const oct_attend_args *a = j->a;
     const oct_attend_scratch *s = a->scratch;
     const size_t d = (size_t)j->l->v_width;
     const size_t vectors = (size_t)a->rows * (size_t)a->heads;
-    return cut.chunks > 1 && vectors <= s->vectors &&
-           vectors * (d + 2) * (size_t)cut.spans <= s->split_floats &&
+    return spans > 1 && vectors <= s->vectors &&
+           vectors * (d + 2) * (size_t)spans <= s->split_floats &&
            (a->rows == j->blocks || j->blocks * j->l->kv_heads < BUSY * a->cache->rt->threads);
 }
 
@@ -155,14 +173,14 @@ void oct_attend_run(const oct_attend_args *a)
                      blocks_ahead(l->side[1].block_bytes)}};
     j.blocks = make_blocks(&j);
     const size_t units = (size_t)j.blocks * (size_t)l->kv_heads;
-    const oct_attend_cut cut = oct_attend_cut_of(longest(a), threads);
-    if (!worth_splitting(&j, cut)) {
+    const int span = oct_attend_cut_of(longest(a), threads).span, spans = most_spans(&j, span);
+    if (!worth_splitting(&j, spans)) {
         oct_parallel(pool, units, 1, attend_whole, &j);
         return;
     }
-    j.span = cut.span;
-    j.spans = cut.spans;
-    j.each = cut.span == 1 ? l->kv_heads : 1;
+    j.span = span;
+    j.spans = spans;
+    j.each = span == 1 || spans < BUSY * threads ? l->kv_heads : 1;
     const size_t tasks = (size_t)j.blocks * (size_t)j.spans * (size_t)j.each;
     /* One row's queries are a microsecond: a barrier would cost more than it saves. */
     oct_parallel(pool, units, a->rows == 1 ? units : 1, prepare_split, &j);

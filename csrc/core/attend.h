@@ -69,7 +69,7 @@ typedef struct {
     const oct_layer *l;
     int group; /* query heads per KV head */
     int blocks;
-    int span, spans; /* spans > 0: blocks are split in so many spans of so many chunks */
+    int span, spans; /* spans > 0: blocks are split in so many spans of so many chunks, at most */
     int each;        /* tasks of a span: one a head, or one for all heads */
     int far[2];      /* blocks of K and of V that memory is asked for ahead */
 } oct_attend_job;
@@ -87,8 +87,9 @@ typedef struct {
     oct_partial chunk, level[LEVELS];
     bool held[LEVELS]; /* whether anything was folded into a level yet */
     bool all_visible;  /* buf->visible says that every query sees the whole page */
-    int head, queries;
-    int64_t page_of_queries, tokens; /* the most that any of the queries sees */
+    int head, queries, first_chunk;
+    int64_t page_of_queries, first_page; /* pages before this one none of the queries sees */
+    int64_t tokens; /* the most that any of the queries sees */
 } oct_walk;
 
 static inline int64_t oct_position_of(const oct_attend_args *a, const oct_part_of_step *p,
@@ -101,6 +102,21 @@ static inline int64_t oct_visible_of(const oct_attend_args *a, const oct_part_of
                                      int64_t row)
 {
     return oct_position_of(a, p, row) + !a->after;
+}
+
+/* The first token that a query at this position sees. */
+static inline int64_t oct_seen_from(const oct_attend_args *a, int64_t position)
+{
+    const int64_t from = a->window ? position - a->window + 1 : 0;
+    return from > 0 ? from : 0;
+}
+
+/* Where the walk of a block begins, a matter of its page alone: of which rows share a block, nothing
+ * may depend. A row that sees none of the first chunk folds an empty one. */
+static inline int oct_first_chunk(const oct_attend_args *a, const oct_attend_block *b)
+{
+    const int64_t page = oct_position_of(a, &a->part[b->part], b->row) / P;
+    return (int)(oct_seen_from(a, page * P) / CHUNK);
 }
 
 /* Unit u of the work is KV head u % kv_heads of block u / kv_heads: a page's heads lie one after

@@ -89,7 +89,9 @@ walk oct_walk_start(const job *j, size_t unit, int lane)
         .chunk = buf->chunk,
         .head = (int)(unit % heads),
         .queries = b->rows * j->group,
+        .first_chunk = oct_first_chunk(a, b),
         .page_of_queries = oct_position_of(a, p, b->row) / P,
+        .first_page = oct_seen_from(a, oct_position_of(a, p, b->row)) / P,
         .tokens = oct_visible_of(a, p, b->row + b->rows - 1),
     };
     memcpy(w.level, buf->level, sizeof w.level);
@@ -129,18 +131,35 @@ static size_t unit_stride(const walk *w, int64_t page, int side)
     return is_sealed(w, page) ? w->j->l->side[side].unit_bytes : w->j->a->cache->unit_bytes;
 }
 
-/* Tokens of `page` that each query sees. */
+/* Tokens of `page` before the window of row r of the block. */
+static int hidden_of(const walk *w, int64_t page, int r)
+{
+    const oct_attend_args *a = w->j->a;
+    const int64_t from = oct_seen_from(a, oct_position_of(a, w->part, w->b->row + r)) - page * P;
+    return from < 0 ? 0 : from > P ? P : (int)from;
+}
+
+/* Tokens of `page` that each query sees, or would without a window that begins inside of it. */
 static void fill_visible(walk *w, int64_t page)
 {
     const oct_attend_args *a = w->j->a;
-    const bool all = oct_visible_of(a, w->part, w->b->row) >= (page + 1) * P;
+    const bool all = oct_visible_of(a, w->part, w->b->row) >= (page + 1) * P &&
+                     hidden_of(w, page, w->b->rows - 1) < P;
     if (all && w->all_visible) return;
     w->all_visible = all;
     for (int r = 0; r < w->b->rows; r++) {
         const int64_t seen = oct_visible_of(a, w->part, w->b->row + r) - page * P;
-        const int visible = seen < 0 ? 0 : seen > P ? P : (int)seen;
+        const int visible = seen < 0 || hidden_of(w, page, r) == P ? 0 : seen > P ? P : (int)seen;
         for (int g = 0; g < w->j->group; g++) w->buf->visible[r * w->j->group + g] = visible;
     }
+}
+
+/* Takes the scores of what lies before each query's window. Rows ascend, and so do their windows. */
+static void hide(const walk *w, int64_t page, float *s)
+{
+    for (int r = w->b->rows - 1, n; r >= 0 && (n = hidden_of(w, page, r)) > 0; r--)
+        for (int g = 0; g < w->j->group; g++)
+            for (int t = 0; t < n; t++) s[(r * w->j->group + g) * CHUNK + t] = -INFINITY;
 }
 
 /* The same of a latent layer: a page is one piece, read once, while its scores are computed. */
@@ -164,7 +183,7 @@ static oct_ahead ahead_of(const walk *w, int64_t first, int pages, int at)
     if (at >= 2 * pages) {
         at -= 2 * pages;
         const int next = !w->j->spans ? head : head + 1 < w->j->l->kv_heads ? head + 1 : 0;
-        if (next <= head) first += CHUNK_PAGES;
+        if (next <= head) first = (first / CHUNK_PAGES + 1) * CHUNK_PAGES;
         head = next;
     }
     const int side = at < pages ? OCT_SEGMENT_K : OCT_SEGMENT_V;
@@ -208,15 +227,30 @@ static const void *read_values(const walk *w, int64_t page, oct_page_id *format,
     return w->buf->turned;
 }
 
-/* (o, m, l) of one chunk into `out`. */
+/* What every level starts from: no token. */
+static void clear(const walk *w, const partial *out)
+{
+    const size_t n = (size_t)w->queries;
+    memset(out->o, 0, n * (size_t)oct_values_of(w->j->l)->width * sizeof *out->o);
+    memset(out->l, 0, n * sizeof *out->l);
+    for (size_t i = 0; i < n; i++) out->m[i] = -INFINITY;
+}
+
+/* (o, m, l) of one chunk into `out`. Pages before all windows are as if they were not there: they
+ * would add zeros to sums, whose places they do not shift. */
 void oct_walk_chunk(walk *w, int chunk, const partial *out)
 {
     const oct_kernels *k = &w->j->a->cache->rt->kernels;
-    const int64_t first = (int64_t)chunk * CHUNK_PAGES, end = (w->tokens + P - 1) / P;
-    const int pages = (int)(end - first < CHUNK_PAGES ? end - first : CHUNK_PAGES);
+    const int64_t start = (int64_t)chunk * CHUNK_PAGES, end = (w->tokens + P - 1) / P;
+    const int64_t first = start > w->first_page ? start : w->first_page;
+    const int pages = (int)((end < start + CHUNK_PAGES ? end : start + CHUNK_PAGES) - first);
     const oct_side *ks = &w->j->l->side[OCT_SEGMENT_K], *vs = oct_values_of(w->j->l);
     oct_page_id format;
     oct_form form;
+    if (pages <= 0) {
+        clear(w, out);
+        return;
+    }
     for (int i = 0; i < pages; i++) {
         const void *keys = read_page(w, first + i, OCT_SEGMENT_K, &format, &form);
         fill_visible(w, first + i);
@@ -227,6 +261,7 @@ void oct_walk_chunk(walk *w, int chunk, const partial *out)
         };
         k->page[format].scores[form](&scores, w->kernel_lane);
         if (w->j->l->latent) add_rotated(w, first + i, w->buf->s + i * P);
+        if (w->j->a->window) hide(w, first + i, w->buf->s + i * P);
     }
     oct_ahead first_half = ahead_of(w, first, pages, pages), second_half = first_half;
     first_half.end -= (first_half.end - first_half.at) / 2;
@@ -249,10 +284,24 @@ void oct_walk_chunk(walk *w, int chunk, const partial *out)
 
 /* ---- folding --------------------------------------------------------------------------------- */
 
+/* The last level starts from the sinks, each a token without a value. */
+static void start_from_sinks(walk *w)
+{
+    const float *sinks = w->j->a->sinks + w->head * w->j->group;
+    partial *to = &w->level[LEVELS - 1];
+    clear(w, to);
+    for (int i = 0; i < w->queries; i++) {
+        to->m[i] = sinks[i % w->j->group] + 0.0f; /* a zero is positive, as softmax's are */
+        to->l[i] = 1.0f;
+    }
+    w->held[LEVELS - 1] = true;
+}
+
 void oct_walk_fold(walk *w, int level, partial *from)
 {
     const size_t d = (size_t)w->j->l->v_width;
     partial *to = &w->level[level];
+    if (level == LEVELS - 1 && !w->held[level] && w->j->a->sinks) start_from_sinks(w);
     if (w->held[level]) {
         const oct_merge_args args = {to->o, to->m, to->l, d, from->o, from->m, from->l, d, (int)d};
         w->j->a->cache->rt->kernels.op.merge(&args, 0, (size_t)w->queries);

@@ -250,7 +250,9 @@ typedef struct {
     const oct_part_of_step *part;
     int parts, layer, heads;
     float scale;
-    bool after; /* the queries stand after the last token and see all of it */
+    int window;         /* a query sees itself and the window - 1 tokens before it; 0: all */
+    const float *sinks; /* [heads] one more logit in the softmax, dropped after it; NULL: none */
+    bool after; /* the queries stand after the last token and do not see themselves */
     const float *q;
     size_t ldq;
     float *out;

@@ -6,7 +6,7 @@
 
 typedef oct_step_state step;
 
-/* (query row, token) pairs of all parts, and what their last rows read. */
+/* (query row, token) pairs of all parts, and what is read for them, as it lies for the last row. */
 typedef struct {
     double sealed_pairs, open_pairs;
     double sealed_pages, open_units;
@@ -21,25 +21,39 @@ const char *oct_cost_name(oct_cost_kind kind)
     return names[kind];
 }
 
-/* By the reading law: a query reads sealed what a history up to it holds sealed. */
-static int64_t sealed_pages_seen(const oct_cache *c, int64_t position)
+static int64_t largest(int64_t a, int64_t b)
 {
-    return oct_sealed_end(c, position) - c->sinks;
+    return a > b ? a : b;
 }
 
-static sight sight_of(const step *s)
+/* The first token that the query at position t sees. */
+static int64_t seen_from(int window, int64_t t)
+{
+    return window ? largest(0, t - window + 1) : 0;
+}
+
+/* By the reading law: a query reads sealed what a history up to it holds sealed. Of the tokens from
+ * `from` on that the query at t sees, those. */
+static int64_t sealed_seen(const oct_cache *c, int64_t from, int64_t t)
+{
+    return largest(0, oct_sealed_end(c, t) * P - largest(from, (int64_t)c->sinks * P));
+}
+
+static sight sight_of(const step *s, int window)
 {
     sight out = {0};
     for (int i = 0; i < s->parts; i++) {
         const int64_t end = s->part[i].start + s->part[i].n;
         for (int64_t t = s->part[i].start; t < end; t++) {
-            const int64_t sealed = sealed_pages_seen(s->c, t) * P;
+            const int64_t from = seen_from(window, t), sealed = sealed_seen(s->c, from, t);
             out.sealed_pairs += (double)sealed;
-            out.open_pairs += (double)(t + 1 - sealed);
+            out.open_pairs += (double)(t + 1 - from - sealed);
         }
-        const int64_t pages = sealed_pages_seen(s->c, end - 1);
-        out.sealed_pages += (double)pages;
-        out.open_units += (double)((end - pages * P + OCT_UNIT_TOKENS - 1) / OCT_UNIT_TOKENS);
+        /* Pages are read whole, those of the first row's window too. */
+        const int64_t from = seen_from(window, s->part[i].start) / P * P;
+        const int64_t sealed = sealed_seen(s->c, from, end - 1);
+        out.sealed_pages += (double)(sealed / P);
+        out.open_units += (double)((end - from - sealed + OCT_UNIT_TOKENS - 1) / OCT_UNIT_TOKENS);
     }
     return out;
 }
@@ -88,14 +102,18 @@ static int products_of(const oct_op_desc *o)
 
 void oct_cost_of_step(const step *s)
 {
-    const sight seen = sight_of(s);
     oct_cost *cost = s->args->cost;
+    sight seen = {0};
+    int window = -1; /* of `seen` */
     for (int i = 0; i < OCT_COST_COUNT; i++) cost[i] = (oct_cost){0};
     for (int i = 0; i < s->p->n_ops; i++) {
         const oct_op_desc *o = &s->p->ops[i];
         const bool head = o->kind == OCT_OP_HEAD;
         if (o->kind == OCT_OP_EMBED) add_embed(s, o, &cost[OCT_COST_EMBED]);
-        if (o->kind == OCT_OP_ATTEND) add_attend(s, o, &seen, &cost[OCT_COST_ATTEND]);
+        if (o->kind == OCT_OP_ATTEND) {
+            if (o->window != window) seen = sight_of(s, window = o->window);
+            add_attend(s, o, &seen, &cost[OCT_COST_ATTEND]);
+        }
         if (o->kind == OCT_OP_MOE) oct_cost_add_product(s, o->w[0], s->rows, &cost[OCT_COST_ROUTE]);
         for (int h = 0; o->kind == OCT_OP_HEAD_LINEAR && h < o->heads; h++)
             oct_cost_add_product(s, o->matrices[h], s->rows, &cost[OCT_COST_LINEAR]);

@@ -4,7 +4,7 @@
  * Every (row, expert) chosen is a slot. Slots are put in order of expert, then row, so an expert's
  * rows lie together and each of its matrices is read once for all of them. They are worked off in
  * passes of whole experts that fit the scratch: gather their rows, gate and up of all experts as one
- * loop over tiles, SwiGLU, down of all, and each row adds the pieces that this pass holds.
+ * loop over tiles, the activation, down of all, and each row adds the pieces that this pass holds.
  *
  *     rows of the step      places: expert 0   | expert 2        | expert 5 | ...
  *     0 -> 2, 5                     row 1, ... | row 0, row 1, ..| row 0    |
@@ -90,7 +90,7 @@ static void route_rows(void *ctx, size_t lo, size_t hi, int lane)
     (void)lane;
     const oct_route_args args = {
         .logits = record, .ld = ld, .n = d->experts,
-        .bias = s->op->bias[1] < 0 ? NULL : s->p->vector[s->op->bias[1]].values,
+        .bias = oct_step_vector(s, s->op->bias[1]),
         .score = (oct_score)d->score,
         .groups = d->groups, .groups_kept = d->groups_kept, .outside_zero = d->outside_zero,
         .top = d->top, .renorm = d->renorm, .scale = s->op->scale,
@@ -136,7 +136,7 @@ static void route(step *s)
     exact.act = OCT_A32; /* always: a choice is not a matter of rounding */
     const oct_product router = {
         &s->p->matrix[o->w[0]], &exact, s->p->buffer[o->out[1]], (size_t)s->p->widths[o->out[1]],
-        o->bias[0] < 0 ? NULL : s->p->vector[o->bias[0]].values, false,
+        oct_step_vector(s, o->bias[0]), false,
     };
     oct_products_run(s->c->rt, &router, 1);
     oct_step_loop(s, s->rows, route_rows, s);
@@ -204,8 +204,8 @@ static void gate_and_quantize(void *ctx, size_t lo, size_t hi, int lane)
     const oct_moe_scratch *m = p->s->p->moe;
     const size_t ld = (size_t)m->rows.k;
     (void)lane;
-    const oct_swiglu_args swiglu = {m->gated, m->up, ld, ld, m->rows.k, m->gated, ld};
-    p->s->c->rt->kernels.op.swiglu(&swiglu, lo, hi);
+    const oct_swiglu_args gate = {m->gated, m->up, ld, ld, m->rows.k, m->gated, ld};
+    oct_step_gate(p->s, &gate, lo, hi);
     const oct_quantize_args args = {(oct_rows *)(uintptr_t)&m->rows, NULL};
     if (m->rows.act != OCT_A32) p->s->c->rt->kernels.op.quantize(&args, lo, hi);
 }
@@ -235,10 +235,12 @@ static int list_products(const pass *p, int which, oct_rows *view, oct_product *
         const int lo = m->start[e] > p->first ? m->start[e] : p->first, end = p->first + p->n;
         const int n = (m->start[e + 1] < end ? m->start[e + 1] : end) - lo;
         const int w = s->op->matrices[3 * e + which];
+        const int bias = s->op->biases ? s->op->biases[3 * e + which] : -1;
         if (n <= 0) continue;
         view[count] = oct_rows_at(&m->rows, act_of(s, w), lo - p->first, n);
         list[count] = (oct_product){
-            &s->p->matrix[w], &view[count], y + (size_t)(lo - p->first) * ldy, ldy, NULL, false,
+            &s->p->matrix[w], &view[count], y + (size_t)(lo - p->first) * ldy, ldy,
+            oct_step_vector(s, bias), false,
         };
         count++;
         oct_cost *to = &s->args->cost[OCT_COST_EXPERT];

@@ -45,7 +45,7 @@ static void embed(const step *s)
     }
 }
 
-static const float *norm_weights(const step *s, int id)
+const float *oct_step_vector(const step *s, int id)
 {
     return id < 0 ? NULL : s->p->vector[id].values;
 }
@@ -56,7 +56,7 @@ static void norm_rows(void *ctx, size_t lo, size_t hi, int lane)
     const size_t in = (size_t)s->p->widths[s->op->in];
     (void)lane;
     const oct_rmsnorm_args args = {
-        s->p->buffer[s->op->in], in, (int)in, 1, norm_weights(s, s->op->norm), s->op->eps,
+        s->p->buffer[s->op->in], in, (int)in, 1, oct_step_vector(s, s->op->norm), s->op->eps,
         s->p->buffer[s->op->out[0]], in,
     };
     s->c->rt->kernels.op.rmsnorm(&args, lo, hi);
@@ -87,7 +87,7 @@ static void norm_and_quantize(void *ctx, size_t lo, size_t hi, int lane)
     (void)lane;
     if (s->op->norm >= 0) {
         const oct_rmsnorm_args args = {
-            s->p->buffer[s->op->in], in, (int)in, 1, norm_weights(s, s->op->norm), s->op->eps,
+            s->p->buffer[s->op->in], in, (int)in, 1, oct_step_vector(s, s->op->norm), s->op->eps,
             s->p->normed, in,
         };
         s->c->rt->kernels.op.rmsnorm(&args, lo, hi);
@@ -115,7 +115,7 @@ static void products(const step *s, oct_product *list, int count)
 
 static oct_product product(const step *s, int w, float *y, size_t ldy, int bias, bool add)
 {
-    return (oct_product){&s->p->matrix[w], NULL, y, ldy, norm_weights(s, bias), add};
+    return (oct_product){&s->p->matrix[w], NULL, y, ldy, oct_step_vector(s, bias), add};
 }
 
 void oct_step_read_input(step *s)
@@ -138,26 +138,60 @@ static void norm_linear(step *s)
     oct_step_lap(s, OCT_COST_LINEAR);
 }
 
+static void norm_and_add(void *ctx, size_t lo, size_t hi, int lane)
+{
+    const step *s = ctx;
+    const size_t width = (size_t)s->p->widths[s->op->out[0]];
+    float *out = s->p->buffer[s->op->out[0]], *y = s->p->normed;
+    (void)lane;
+    const oct_rmsnorm_args args = {y, width, (int)width, 1, oct_step_vector(s, s->op->out_norm),
+                                   s->op->eps, y, width};
+    s->c->rt->kernels.op.rmsnorm(&args, lo, hi);
+    for (size_t i = lo * width; i < hi * width; i++) out[i] += y[i];
+}
+
+/* The product that ends a branch: added in its epilogue, or normed first. Its input is not in
+ * p->normed any more. */
+static void add_product(step *s, int w, int bias)
+{
+    const oct_op_desc *o = s->op;
+    const bool normed = o->out_norm >= 0;
+    oct_product list[] = {product(s, w, normed ? s->p->normed : s->p->buffer[o->out[0]],
+                                  (size_t)s->p->widths[o->out[0]], bias, !normed)};
+    products(s, list, 1);
+    oct_step_lap(s, OCT_COST_LINEAR);
+    if (!normed) return;
+    oct_step_loop(s, s->rows, norm_and_add, s);
+    oct_step_lap(s, OCT_COST_NORM);
+}
+
 static void linear_add(step *s)
 {
     const oct_op_desc *o = s->op;
     set_input(s, s->p->buffer[o->in], s->p->widths[o->in], s->rows);
     oct_step_loop(s, s->rows, quantize_task, s);
     oct_step_lap(s, OCT_COST_NORM);
-    oct_product list[] = {product(s, o->w[0], s->p->buffer[o->out[0]],
-                                  (size_t)s->p->widths[o->out[0]], o->bias[0], true)};
-    products(s, list, 1);
-    oct_step_lap(s, OCT_COST_LINEAR);
+    add_product(s, o->w[0], o->bias[0]);
 }
 
-static void swiglu_and_quantize(void *ctx, size_t lo, size_t hi, int lane)
+void oct_step_gate(const step *s, const oct_swiglu_args *args, size_t lo, size_t hi)
+{
+    const oct_op_kernels *op = &s->c->rt->kernels.op;
+    switch (s->op->activation) {
+    case OCT_ACTIVATION_GELU_TANH: op->geglu(args, lo, hi); break;
+    case OCT_ACTIVATION_CLAMPED_SILU: op->clamped_swiglu(args, lo, hi); break;
+    default: op->swiglu(args, lo, hi); break;
+    }
+}
+
+static void gate_and_quantize(void *ctx, size_t lo, size_t hi, int lane)
 {
     const step *s = ctx;
     const int inner = s->p->matrix[s->op->w[0]].m.n;
     const size_t ld = (size_t)inner;
     (void)lane;
     const oct_swiglu_args args = {s->p->gate, s->p->up, ld, ld, inner, s->p->gate, ld};
-    s->c->rt->kernels.op.swiglu(&args, lo, hi);
+    oct_step_gate(s, &args, lo, hi);
     quantize(s, lo, hi);
 }
 
@@ -171,83 +205,9 @@ static void gated_mlp(step *s)
     products(s, both, 2);
     oct_step_lap(s, OCT_COST_LINEAR);
     set_input(s, s->p->gate, inner, s->rows);
-    oct_step_loop(s, s->rows, swiglu_and_quantize, s);
+    oct_step_loop(s, s->rows, gate_and_quantize, s);
     oct_step_lap(s, OCT_COST_GATE);
-    oct_product down[] = {product(s, o->w[2], s->p->buffer[o->out[0]],
-                                  (size_t)s->p->widths[o->out[0]], -1, true)};
-    products(s, down, 1);
-    oct_step_lap(s, OCT_COST_LINEAR);
-}
-
-/* Each head's own norm, as wide as its vector. */
-static void head_norm(const step *s, int buffer, int heads, int norm, size_t lo, size_t hi)
-{
-    const size_t width = (size_t)s->p->widths[buffer];
-    if (norm < 0) return;
-    const oct_rmsnorm_args args = {
-        s->p->buffer[buffer], width, s->p->vector[norm].n, heads, norm_weights(s, norm),
-        s->op->eps, s->p->buffer[buffer], width,
-    };
-    s->c->rt->kernels.op.rmsnorm(&args, lo, hi);
-}
-
-/* The last channels of each head, all but those of a latent. */
-static void rotate(const step *s, int buffer, int heads, size_t lo, size_t hi)
-{
-    const size_t width = (size_t)s->p->widths[buffer], each = width / (size_t)heads;
-    if (s->op->rope < 0) return;
-    const oct_rope *r = &s->p->ropes[s->op->rope];
-    const oct_rope_args args = {
-        s->p->buffer[buffer] + each - (size_t)r->dim, width, each, heads, r->dim, r->half_split,
-        r->cs,
-    };
-    s->c->rt->kernels.op.rope(&args, lo, hi);
-}
-
-/* Norm, position, and the rows of K and V into the open pages. */
-static void place_rows(void *ctx, size_t lo, size_t hi, int lane)
-{
-    const step *s = ctx;
-    const oct_op_desc *o = s->op;
-    const oct_layer *l = &s->c->layer[o->layer];
-    const int kv_heads = l->kv_heads;
-    float *v = l->latent ? s->p->buffer[o->in2] + l->side[OCT_SEGMENT_K].width
-                         : s->p->buffer[o->in3];
-    void *scratch = s->c->rt->lanes[lane];
-    head_norm(s, o->in, o->heads, o->q_norm, lo, hi);
-    head_norm(s, o->in2, kv_heads, o->k_norm, lo, hi);
-    rotate(s, o->in, o->heads, lo, hi);
-    rotate(s, o->in2, kv_heads, lo, hi);
-    oct_rows_store(s->c, s->part, s->parts, o->layer, OCT_SEGMENT_K, s->p->buffer[o->in2],
-                   (size_t)s->p->widths[o->in2], (int64_t)lo, (int64_t)hi, scratch);
-    oct_rows_store(s->c, s->part, s->parts, o->layer, OCT_SEGMENT_V, v,
-                   (size_t)s->p->widths[l->latent ? o->in2 : o->in3], (int64_t)lo, (int64_t)hi,
-                   scratch);
-}
-
-static void attend(step *s)
-{
-    const oct_op_desc *o = s->op;
-    oct_step_loop(s, s->rows, place_rows, s);
-    oct_step_lap(s, OCT_COST_STORE);
-    oct_rows_seal(s->c, s->part, s->parts, o->layer);
-    oct_step_lap(s, OCT_COST_SEAL);
-    const oct_attend_args args = {
-        .cache = s->c,
-        .part = s->part,
-        .parts = s->parts,
-        .layer = o->layer,
-        .heads = o->heads,
-        .scale = o->scale,
-        .q = s->p->buffer[o->in],
-        .ldq = (size_t)s->p->widths[o->in],
-        .out = s->p->buffer[o->out[0]],
-        .ldo = (size_t)s->p->widths[o->out[0]],
-        .rows = s->rows,
-        .scratch = s->p->attend,
-    };
-    oct_attend_run(&args);
-    oct_step_lap(s, OCT_COST_ATTEND);
+    add_product(s, o->w[2], -1);
 }
 
 /* ---- head ------------------------------------------------------------------------------------ */
@@ -345,7 +305,7 @@ static void run_op(step *s)
         oct_step_lap(s, OCT_COST_NORM);
         break;
     case OCT_OP_NORM_LINEAR: norm_linear(s); break;
-    case OCT_OP_ATTEND: attend(s); break;
+    case OCT_OP_ATTEND: oct_attend_op_run(s); break;
     case OCT_OP_HEAD_LINEAR: oct_heads_run(s); break;
     case OCT_OP_LINEAR_ADD: linear_add(s); break;
     case OCT_OP_GATED_MLP: gated_mlp(s); break;

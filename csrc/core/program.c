@@ -57,11 +57,25 @@ static void *copy(const void *from, size_t count, size_t size)
     return to;
 }
 
-/* Entries of an op's `matrices`. */
+/* Entries of an op's `matrices`, and of its `biases` where it has some. */
 static size_t matrices_of(const oct_op_desc *o)
 {
     if (o->kind == OCT_OP_MOE) return 3 * (size_t)o->moe.experts;
     return o->kind == OCT_OP_HEAD_LINEAR ? (size_t)o->heads : 0;
+}
+
+static size_t biases_of(const oct_op_desc *o)
+{
+    return o->kind == OCT_OP_MOE && o->biases ? matrices_of(o) : 0;
+}
+
+/* Copies a list to *to, which moves on. */
+static const int *take_list(int **to, const int *from, size_t n)
+{
+    const int *at = *to;
+    if (n) memcpy(*to, from, n * sizeof *from);
+    *to += n;
+    return at;
 }
 
 static bool copy_tables(oct_program *p, const oct_weights *w, const oct_program_desc *d)
@@ -72,13 +86,12 @@ static bool copy_tables(oct_program *p, const oct_weights *w, const oct_program_
     p->vector = copy(w->vector, (size_t)w->vectors, sizeof *p->vector);
     if (!p->ops || !p->widths || !p->matrix || !p->vector) return false;
     size_t total = 0;
-    for (int i = 0; i < d->n_ops; i++) total += matrices_of(&d->ops[i]);
+    for (int i = 0; i < d->n_ops; i++) total += matrices_of(&d->ops[i]) + biases_of(&d->ops[i]);
     int *to = p->lists = oct_alloc(OCT_TAG_SCRATCH, total + !total, sizeof *to);
     for (int i = 0; to && i < d->n_ops; i++) {
-        const size_t n = matrices_of(&d->ops[i]);
-        if (n) memcpy(to, d->ops[i].matrices, n * sizeof *to);
-        p->ops[i].matrices = to;
-        to += n;
+        const oct_op_desc *o = &d->ops[i];
+        p->ops[i].matrices = take_list(&to, o->matrices, matrices_of(o));
+        if (o->biases) p->ops[i].biases = take_list(&to, o->biases, biases_of(o));
     }
     return p->lists;
 }
@@ -128,6 +141,7 @@ static sizes sizes_of(const oct_weights *w, oct_act act, const oct_program_desc 
         const oct_op_desc *o = &d->ops[i];
         const int in = o->kind == OCT_OP_EMBED ? 0 : d->widths[o->in];
         if (o->kind != OCT_OP_HEAD_LINEAR) z.input = at_least(z.input, in);
+        if (oct_op_norms_output(o)) z.input = at_least(z.input, d->widths[o->out[0]]);
         if (o->kind == OCT_OP_GATED_MLP) z.inner = at_least(z.inner, w->matrix[o->w[0]].m.n);
         if (o->kind == OCT_OP_MOE) {
             z.moe.experts = at_least(z.moe.experts, o->moe.experts);

@@ -30,14 +30,14 @@ struct oct_program {
 
     oct_op_desc *ops;
     int n_ops;
-    int *lists; /* what `matrices` of the ops points into */
+    int *lists; /* what `matrices` and `biases` of the ops point into */
     int *widths;
     float **buffer; /* [n_buffers] of [max_rows][width] */
     int n_buffers;
     oct_rope *ropes;
     int n_ropes;
 
-    float *normed;    /* [max_rows][widest input of a product] */
+    float *normed;    /* [max_rows][widest input of a product, or output that is normed] */
     float *gate, *up; /* [max_rows][widest gated mlp] */
     oct_rows rows;    /* quantized inputs, capacity max_rows x widest input */
     float *logits;    /* [head_rows][vocab] */
@@ -49,6 +49,12 @@ struct oct_program {
     oct_heads_scratch *heads;
     _Atomic bool busy;
 };
+
+/* Whether what an op adds is normed first. */
+static inline bool oct_op_norms_output(const oct_op_desc *o)
+{
+    return (o->kind == OCT_OP_LINEAR_ADD || o->kind == OCT_OP_GATED_MLP) && o->out_norm >= 0;
+}
 
 oct_status oct_program_check(const oct_weights *, const oct_program_desc *);
 

@@ -109,7 +109,11 @@ static oct_status check_attend(const check *c)
     if (o->rope >= 0 && c->d->ropes[o->rope].dim != rotated)
         return bad_op(c, "width of rope", c->d->ropes[o->rope].dim, rotated);
     if (!isfinite(o->scale)) return bad_op(c, "scale (not finite)", 0, 1);
-    status = vector_ok(c, "q_norm", o->q_norm, dim);
+    if (o->window < 0)
+        return oct_fail(OCT_E_VALUE, "program: op %d (attend): window is %d, legal are 0 (none) and "
+                        "more", c->index, o->window);
+    status = vector_ok(c, "sinks", o->sinks, o->heads);
+    if (!status) status = vector_ok(c, "q_norm", o->q_norm, dim);
     if (!status) status = vector_ok(c, "k_norm", o->k_norm, latent ? rank : dim);
     return status;
 }
@@ -137,11 +141,20 @@ static oct_status check_head_linear(const check *c)
     return OCT_OK;
 }
 
+static oct_status check_activation(const check *c)
+{
+    if ((int)c->op->activation >= 0 && c->op->activation < OCT_ACTIVATION_COUNT) return OCT_OK;
+    return oct_fail(OCT_E_VALUE, "program: op %d (%s): activation is %d, legal are 0 to %d", c->index,
+                    kind_names[c->op->kind], (int)c->op->activation, OCT_ACTIVATION_COUNT - 1);
+}
+
 static oct_status check_gated_mlp(const check *c)
 {
     const oct_op_desc *o = c->op;
     const int width = c->d->widths[o->in], out = c->d->widths[o->out[0]];
-    oct_status status = vector_ok(c, "norm", o->norm, width);
+    oct_status status = check_activation(c);
+    if (!status) status = vector_ok(c, "norm", o->norm, width);
+    if (!status) status = vector_ok(c, "out_norm", o->out_norm, out);
     if (!status) status = matrix_ok(c, 0, -1, width);
     if (status) return status;
     const int inner = c->w->matrix[o->w[0]].m.n;
@@ -192,6 +205,11 @@ static oct_status check_expert(const check *c, int e, int inner)
         if (m->n != n || m->k != k)
             return oct_fail(OCT_E_VALUE, "program: op %d (moe): %s of expert %d is %d x %d, must be "
                             "%d x %d", c->index, names[i], e, m->n, m->k, n, k);
+        const int bias = c->op->biases ? c->op->biases[3 * e + i] : -1;
+        if (bias >= c->w->vectors || (bias >= 0 && c->w->vector[bias].n != n))
+            return oct_fail(OCT_E_VALUE, "program: op %d (moe): bias of %s of expert %d is vector %d, of "
+                            "%d values; there are %d, and it must have %d", c->index, names[i], e, bias,
+                            bias < c->w->vectors ? c->w->vector[bias].n : 0, c->w->vectors, n);
     }
     return OCT_OK;
 }
@@ -200,6 +218,7 @@ static oct_status check_moe(const check *c)
 {
     const oct_op_desc *o = c->op;
     oct_status status = check_router(c);
+    if (!status) status = check_activation(c);
     if (!status && o->n_out != 2) status = bad_op(c, "n_out", o->n_out, 2);
     if (!status) status = buffer_ok(c, "out[1]", o->out[1]);
     if (!status) status = vector_ok(c, "norm", o->norm, c->d->widths[o->in]);
@@ -225,6 +244,10 @@ static oct_status check_op(const check *c)
     if (o->kind != OCT_OP_EMBED) status = buffer_ok(c, "in", o->in);
     if (!status && o->kind != OCT_OP_HEAD) status = buffer_ok(c, "out", o->out[0]);
     if (!status) status = check_eps(c);
+    if (!status && o->out_norm >= 0 && !oct_op_norms_output(o))
+        status = oct_fail(OCT_E_VALUE, "program: op %d (%s): out_norm is %d; only linear_add and "
+                          "gated_mlp have one, others take -1", c->index, kind_names[o->kind],
+                          o->out_norm);
     if (status) return status;
     const int *widths = c->d->widths;
     switch (o->kind) {
@@ -244,6 +267,7 @@ static oct_status check_op(const check *c)
         status = matrix_ok(c, 0, widths[o->out[0]], widths[o->in]);
         if (!status && o->in == o->out[0])
             status = oct_fail(OCT_E_VALUE, "program: op %d (linear_add): in is out", c->index);
+        if (!status) status = vector_ok(c, "out_norm", o->out_norm, widths[o->out[0]]);
         return status ? status : vector_ok(c, "bias", o->bias[0], widths[o->out[0]]);
     case OCT_OP_GATED_MLP:
         return check_gated_mlp(c);

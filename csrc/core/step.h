@@ -25,8 +25,14 @@ void oct_step_loop(const oct_step_state *, int64_t rows, oct_task_fn fn, const v
 /* p->rows becomes the op's input, normed if it says so and quantized. */
 void oct_step_read_input(oct_step_state *);
 
-void oct_moe_run(oct_step_state *);   /* moe.c */
-void oct_heads_run(oct_step_state *); /* heads.c */
+/* The op's activation of rows [lo, hi) of gates and what they gate. */
+void oct_step_gate(const oct_step_state *, const oct_swiglu_args *, size_t lo, size_t hi);
+/* Values of a vector; NULL for id -1. */
+const float *oct_step_vector(const oct_step_state *, int id);
+
+void oct_attend_op_run(oct_step_state *); /* attend_op.c */
+void oct_moe_run(oct_step_state *);       /* moe.c */
+void oct_heads_run(oct_step_state *);     /* heads.c */
 
 /* cost.c: the bytes and operations of a validated step, from its shapes. */
 void oct_cost_of_step(const oct_step_state *);

@@ -47,15 +47,17 @@ PyDoc_STRVAR(drop_prefix_doc,
 "drop_prefix($self)\n--\n\n"
 "Evict every indexed page that no sequence uses.");
 PyDoc_STRVAR(append_doc,
-"append($self, seq, k, v, n, q=None, heads=0, scale=1.0)\n--\n\n"
+"append($self, seq, k, v, n, q=None, heads=0, scale=1.0, window=0, sinks=None)\n--\n\n"
 "Append n tokens' rows to every layer; with q, also attend causally and return the output.\n\n"
 "Flat float32 arrays in the order of octavo.h's oct_rows_desc: k [layers][n][kv_heads][k_width],\n"
 "v alike, q [layers][n][heads][k_width], output [layers][n][heads][v_width]. q is multiplied by\n"
-"scale. In a latent layer q is k_width + v_width wide, output k_width.");
+"scale. In a latent layer q is k_width + v_width wide, output k_width. window, if not 0: a query\n"
+"sees itself and the window - 1 tokens before it. sinks: float32 [heads], one more logit of each\n"
+"head in the softmax, of a token without a value.");
 PyDoc_STRVAR(attend_doc,
-"attend($self, seq, layer, q, heads, scale)\n--\n\n"
+"attend($self, seq, layer, q, heads, scale, window=0, sinks=None)\n--\n\n"
 "Attention of q [m, heads, k_width], standing just after the last token: [m, heads, v_width];\n"
-"widths as in append.");
+"widths, window and sinks as in append.");
 PyDoc_STRVAR(decode_doc,
 "decode($self, seq, layer, index, segment, model_basis=False)\n--\n\n"
 "A float32 copy of one page's segment ('k' or 'v'; of a latent layer 'latent' or 'rope'),\n"

@@ -31,6 +31,17 @@ flat(const oct_py_cache *self, PyObject *value, const char *where, int64_t n, in
     return a ? PyArray_DATA(a) : NULL;
 }
 
+/* Sinks of `heads` heads, borrowed; true with NULL where there are none. */
+static bool
+read_sinks(PyObject *value, const char *where, int heads, const float **out)
+{
+    const npy_intp extent = heads;
+    if (!value || value == Py_None) return true;
+    PyArrayObject *a = oct_arg_array(value, where, NPY_FLOAT32, 1, &extent);
+    if (a) *out = PyArray_DATA(a);
+    return a != NULL;
+}
+
 /* k, v and q checked; *out is the new output array, or NULL without q. */
 static bool
 read_rows(const oct_py_cache *self, PyObject *const *from, oct_rows_desc *rows, PyObject **out)
@@ -45,6 +56,7 @@ read_rows(const oct_py_cache *self, PyObject *const *from, oct_rows_desc *rows, 
         return false;
     }
     npy_intp extent;
+    if (!read_sinks(from[3], "append: sinks", rows->heads, &rows->sinks)) return false;
     rows->q = flat(self, from[2], "append: q", rows->n, rows->heads, false);
     if (!rows->q || !total(self, "append: q", rows->n, rows->heads, true, &extent)) return false;
     *out = PyArray_SimpleNew(1, &extent, NPY_FLOAT32);
@@ -72,15 +84,17 @@ leave_both(oct_py_cache *self, oct_status status, PyObject *value)
 PyObject *
 oct_cache_py_append(oct_py_cache *self, PyObject *args, PyObject *kwargs)
 {
-    static char *names[] = {"seq", "k", "v", "n", "q", "heads", "scale", NULL};
-    PyObject *object, *number, *heads = NULL, *from[3] = {NULL}, *out = NULL;
+    static char *names[] = {"seq", "k", "v", "n", "q", "heads", "scale", "window", "sinks", NULL};
+    PyObject *object, *number, *heads = NULL, *window = NULL, *from[4] = {NULL}, *out = NULL;
     oct_rows_desc rows = {.scale = 1.0f};
     oct_seq seq;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OOOO|OOf:append", names, &object, &from[0],
-                                     &from[1], &number, &from[2], &heads, &rows.scale) ||
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OOOO|OOfOO:append", names, &object, &from[0],
+                                     &from[1], &number, &from[2], &heads, &rows.scale, &window,
+                                     &from[3]) ||
         !oct_arg_u64(object, "append: seq", &seq) ||
         !oct_arg_i64(number, "append: n", 1, INT32_MAX, &rows.n) ||
         !oct_arg_int(heads, "append: heads", 0, INT32_MAX, &rows.heads) ||
+        !oct_arg_int(window, "append: window", 0, INT32_MAX, &rows.window) ||
         !enter_both(self, "Cache.append"))
         return NULL;
     oct_status status = OCT_OK;
@@ -111,15 +125,17 @@ shape_of(const oct_py_cache *self, PyObject *value, const char *where, int *laye
 PyObject *
 oct_cache_py_attend(oct_py_cache *self, PyObject *args, PyObject *kwargs)
 {
-    static char *names[] = {"seq", "layer", "q", "heads", "scale", NULL};
-    PyObject *object, *number, *q, *count;
-    float scale;
+    static char *names[] = {"seq", "layer", "q", "heads", "scale", "window", "sinks", NULL};
+    PyObject *object, *number, *q, *count, *window = NULL, *sinks = NULL;
+    oct_rows_desc rows = {0};
     oct_seq seq;
     int layer = 0, heads = 0;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OOOOf:attend", names, &object, &number, &q,
-                                     &count, &scale) ||
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OOOOf|OO:attend", names, &object, &number, &q,
+                                     &count, &rows.scale, &window, &sinks) ||
         !oct_arg_u64(object, "attend: seq", &seq) ||
-        !oct_arg_int(count, "attend: heads", 1, INT32_MAX, &heads))
+        !oct_arg_int(count, "attend: heads", 1, INT32_MAX, &heads) ||
+        !oct_arg_int(window, "attend: window", 0, INT32_MAX, &rows.window) ||
+        !read_sinks(sinks, "attend: sinks", heads, &rows.sinks))
         return NULL;
     const oct_layer_shape *shape = shape_of(self, number, "attend: layer", &layer);
     if (!shape) return NULL;
@@ -131,9 +147,11 @@ oct_cache_py_attend(oct_py_cache *self, PyObject *args, PyObject *kwargs)
     oct_status status = OCT_OK;
     if (out) {
         oct_gil gil = {0};
-        const oct_rows_desc rows = {.q = PyArray_DATA(a), .n = dims[0], .heads = heads,
-                                    .scale = scale, .out = PyArray_DATA((PyArrayObject *)out),
-                                    .poll = {oct_gil_poll, &gil}};
+        rows.q = PyArray_DATA(a);
+        rows.n = dims[0];
+        rows.heads = heads;
+        rows.out = PyArray_DATA((PyArrayObject *)out);
+        rows.poll = (oct_poll){oct_gil_poll, &gil};
         OCT_SLOW(&gil, status, oct_cache_attend(self->handle, seq, layer, &rows));
         if (gil.raised) Py_CLEAR(out);
     }

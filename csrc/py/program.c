@@ -3,6 +3,8 @@
 #include "csrc/py/args.h"
 #include "csrc/py/core.h"
 
+#include <assert.h>
+
 static const char *const kinds[OCT_OP_KIND_COUNT] = {
     [OCT_OP_EMBED] = "embed",           [OCT_OP_NORM] = "norm",
     [OCT_OP_NORM_LINEAR] = "norm_linear", [OCT_OP_ATTEND] = "attend",
@@ -10,7 +12,11 @@ static const char *const kinds[OCT_OP_KIND_COUNT] = {
     [OCT_OP_GATED_MLP] = "gated_mlp",   [OCT_OP_MOE] = "moe",
     [OCT_OP_HEAD] = "head",
 };
-static const char *const scores[OCT_ROUTER_SCORE_COUNT] = {"sigmoid", "softmax", "top"};
+enum { CHOICES = 3 }; /* of each of these */
+static const char *const scores[CHOICES] = {"sigmoid", "softmax", "top"};
+static const char *const activations[CHOICES] = {"silu", "gelu_tanh", "clamped_silu"};
+static_assert((int)OCT_ROUTER_SCORE_COUNT == CHOICES && (int)OCT_ACTIVATION_COUNT == CHOICES,
+              "a name for each");
 
 /* The parts of a description while it is read; `keep` owns what the pointers point into. */
 typedef struct {
@@ -95,54 +101,59 @@ kept_copy(PyObject *keep, PyArrayObject *array)
     return rc < 0 ? NULL : PyArray_DATA((PyArrayObject *)copy);
 }
 
-/* The int32 array [rows][columns] of matrices that the core reads; NULL: failed. */
+/* An int32 array [rows][columns] of ids that the core reads; NULL: failed, or absent. */
 static const int *
-read_matrices(oct_fields *f, PyObject *keep, const char *what, int rows, int columns)
+read_table(oct_fields *f, const char *name, bool required, PyObject *keep, const char *what, int rows,
+           int columns)
 {
     char path[96];
     const npy_intp any[2] = {-1, columns};
     const int *out = NULL;
-    PyObject *w = oct_field(f, "matrices", true);
+    PyObject *w = oct_field(f, name, required);
     if (f->failed || !w) return NULL;
-    PyArrayObject *a = oct_arg_array(w, oct_field_path(f, "matrices", path, sizeof path), NPY_INT32, 2,
-                                     any);
+    PyArrayObject *a = oct_arg_array(w, oct_field_path(f, name, path, sizeof path), NPY_INT32, 2, any);
     if (a && PyArray_DIM(a, 0) != rows)
-        PyErr_Format(PyExc_ValueError, "%s[%zd].matrices has %zd rows, must be %s = %d", f->where,
-                     f->index, (Py_ssize_t)PyArray_DIM(a, 0), what, rows);
+        PyErr_Format(PyExc_ValueError, "%s[%zd].%s has %zd rows, must be %s = %d", f->where, f->index,
+                     name, (Py_ssize_t)PyArray_DIM(a, 0), what, rows);
     else if (a)
         out = kept_copy(keep, a);
     f->failed = !out;
     return out;
 }
 
+/* The index of a name, 0 where there is none. */
+static int
+read_choice(oct_fields *f, const char *name, const char *const names[CHOICES])
+{
+    const char *text = names[0];
+    oct_field_text(f, name, &text);
+    if (f->failed) return 0;
+    for (int i = 0; text && i < CHOICES; i++)
+        if (!strcmp(text, names[i])) return i;
+    PyErr_Format(PyExc_ValueError, "%s[%zd].%s is '%s', legal are %s, %s, %s", f->where, f->index, name,
+                 text ? text : "None", names[0], names[1], names[2]);
+    f->failed = true;
+    return 0;
+}
+
 static void
 read_moe(oct_fields *f, oct_moe_desc *moe)
 {
-    const char *score = scores[0];
     oct_field_int(f, "experts", &moe->experts);
     oct_field_int(f, "top", &moe->top);
     oct_field_int(f, "groups", &moe->groups);
     oct_field_int(f, "groups_kept", &moe->groups_kept);
     oct_field_bool(f, "outside_zero", &moe->outside_zero);
     oct_field_bool(f, "renorm", &moe->renorm);
-    oct_field_text(f, "score", &score);
-    if (f->failed) return;
-    for (int i = 0; score && i < OCT_ROUTER_SCORE_COUNT; i++)
-        if (!strcmp(score, scores[i])) {
-            moe->score = (oct_router_score)i;
-            return;
-        }
-    PyErr_Format(PyExc_ValueError, "%s[%zd].score is '%s', legal are sigmoid, softmax, top", f->where,
-                 f->index, score ? score : "None");
-    f->failed = true;
+    moe->score = (oct_router_score)read_choice(f, "score", scores);
 }
 
 static bool
 read_op(PyObject *mapping, Py_ssize_t index, PyObject *keep, oct_op_desc *op)
 {
     *op = (oct_op_desc){.in = -1, .in2 = -1, .in3 = -1, .out = {-1, -1, -1}, .w = {-1, -1, -1},
-                        .bias = {-1, -1, -1}, .norm = -1, .layer = -1, .rope = -1, .q_norm = -1,
-                        .k_norm = -1, .moe = {.groups = 1, .groups_kept = 1}};
+                        .bias = {-1, -1, -1}, .norm = -1, .out_norm = -1, .layer = -1, .rope = -1,
+                        .q_norm = -1, .k_norm = -1, .sinks = -1, .moe = {.groups = 1, .groups_kept = 1}};
     oct_fields f = oct_fields_open(mapping, "Program: ops", index, keep);
     int ignored = 0;
     read_kind(&f, &op->kind);
@@ -156,6 +167,7 @@ read_op(PyObject *mapping, Py_ssize_t index, PyObject *keep, oct_op_desc *op)
     int n_out = op->n_out;
     oct_field_int(&f, "n_out", &n_out);
     oct_field_int(&f, "norm", &op->norm);
+    oct_field_int(&f, "out_norm", &op->out_norm);
     oct_field_float(&f, "eps", &op->eps);
     oct_field_float(&f, "scale", &op->scale);
     oct_field_int(&f, "layer", &op->layer);
@@ -163,12 +175,17 @@ read_op(PyObject *mapping, Py_ssize_t index, PyObject *keep, oct_op_desc *op)
     oct_field_int(&f, "rope", &op->rope);
     oct_field_int(&f, "q_norm", &op->q_norm);
     oct_field_int(&f, "k_norm", &op->k_norm);
+    oct_field_int(&f, "window", &op->window);
+    oct_field_int(&f, "sinks", &op->sinks);
+    op->activation = (oct_activation)read_choice(&f, "activation", activations);
     if (!f.failed && op->kind == OCT_OP_MOE) {
         read_moe(&f, &op->moe);
-        if (!f.failed) op->matrices = read_matrices(&f, keep, "experts", op->moe.experts, 3);
+        const int n = op->moe.experts;
+        op->matrices = read_table(&f, "matrices", true, keep, "experts", n, 3);
+        op->biases = read_table(&f, "biases", false, keep, "experts", n, 3);
     }
     if (!f.failed && op->kind == OCT_OP_HEAD_LINEAR)
-        op->matrices = read_matrices(&f, keep, "heads", op->heads, 1);
+        op->matrices = read_table(&f, "matrices", true, keep, "heads", op->heads, 1);
     if (!f.failed && n_out != op->n_out) {
         PyErr_Format(PyExc_ValueError, "Program: ops[%zd].n_out is %d but out has %d entries",
                      index, n_out, op->n_out);
@@ -334,9 +351,10 @@ PyDoc_STRVAR(program_doc,
 "A model as a flat list of ops over float32 row buffers.\n\n"
 "ops are mappings with the fields of octavo.h's oct_op_desc (kind by name: 'embed', 'norm',\n"
 "'norm_linear', 'attend', 'head_linear', 'linear_add', 'gated_mlp', 'moe', 'head'); absent fields\n"
-"take -1 or 0; out, w and bias are an int or a sequence of at most 3. A moe has those of\n"
-"oct_moe_desc too (absent: score 'sigmoid', groups 1, scale 1); matrices is int32 [experts, 3] of a\n"
-"moe, [heads, 1] of a head_linear. ropes are mappings {freq: float64 array, dim, mscale,\n"
+"take -1 or 0; out, w and bias are an int or a sequence of at most 3; activation is 'silu' (where\n"
+"absent), 'gelu_tanh' or 'clamped_silu'. A moe has those of oct_moe_desc too (absent: score\n"
+"'sigmoid', groups 1, scale 1); matrices, and biases (vectors; -1: none), are int32 [experts, 3] of\n"
+"a moe; matrices [heads, 1] of a head_linear. ropes are mappings {freq: float64 array, dim, mscale,\n"
 "half_split}. An unknown field is a ValueError.");
 PyDoc_STRVAR(close_doc,
 "close($self)\n--\n\nFree the program. BusyError while a step runs it.");

@@ -117,9 +117,10 @@ class Weights:
 
 class Program:
     """`ops` are mappings with the fields of octavo.h's oct_op_desc ("kind" by name: "embed" "norm"
-    "norm_linear" "attend" "head_linear" "linear_add" "gated_mlp" "moe" "head"); absent fields take
-    -1 or 0. A moe has those of oct_moe_desc too (score: "sigmoid" "softmax" "top"; absent:
-    "sigmoid", groups 1, scale 1). `matrices` is int32 [experts, 3] of a moe, [heads, 1] of a
+    "norm_linear" "attend" "head_linear" "linear_add" "gated_mlp" "moe" "head"; "activation":
+    "silu" "gelu_tanh" "clamped_silu"); absent fields take -1 or 0, or the first name. A moe has
+    those of oct_moe_desc too (score: "sigmoid" "softmax" "top"; absent: "sigmoid", groups 1, scale
+    1). `matrices` is int32 [experts, 3] of a moe (`biases` too, if any), [heads, 1] of a
     head_linear. An attend without in3 is of a latent layer.
     `ropes` are mappings {freq: float64 array, dim, mscale, half_split}."""
 
@@ -185,10 +186,21 @@ class Cache:
         q: npt.NDArray[np.float32] | None = None,
         heads: int = 0,
         scale: float = 1.0,
+        window: int = 0,
+        sinks: npt.NDArray[np.float32] | None = None,
     ) -> npt.NDArray[np.float32] | None:
-        """Flat float32 arrays in the order of octavo.h's oct_rows_desc; returns the flat output."""
+        """Flat float32 arrays in the order of octavo.h's oct_rows_desc; returns the flat output.
+        `window`, if not 0: a query sees itself and the window - 1 tokens before it. `sinks`
+        [heads]: one more logit of each head in the softmax, of a token without a value."""
     def attend(
-        self, seq: int, layer: int, q: npt.NDArray[np.float32], heads: int, scale: float
+        self,
+        seq: int,
+        layer: int,
+        q: npt.NDArray[np.float32],
+        heads: int,
+        scale: float,
+        window: int = 0,
+        sinks: npt.NDArray[np.float32] | None = None,
     ) -> npt.NDArray[np.float32]:
         """q [m, heads, k_width] -> [m, heads, v_width]."""
     def close(self) -> None: ...

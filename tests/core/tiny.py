@@ -85,10 +85,16 @@ def matrix(weights: _core.Weights, fmt: str, values: np.ndarray) -> int:
 
 
 def program(
-    runtime: _core.Runtime, fmt: str = "f32", act: str = "a8x2", seed: int = 0, max_rows: int = 128
-) -> _core.Program:
+    runtime: _core.Runtime, fmt: str = "f32", act: str = "a8x2", seed: int = 0, max_rows: int = 128,
+    window: int | None = None,
+) -> _core.Program:  # fmt: skip
+    """With a window, layer 0 has it and layer 1 sees everything, and both have sinks."""
     rng = np.random.default_rng(seed)
     weights = _core.Weights(runtime)
+    extra = [{}, {}]
+    if window is not None:
+        sinks = [weights.vector(np.linspace(lo, 2, HEADS, dtype=np.float32)) for lo in (-2, 1)]
+        extra = [{"window": window, "sinks": sinks[0]}, {"sinks": sinks[1]}]
 
     def random(n, k):
         return (rng.standard_normal((n, k)) / np.sqrt(k)).astype(np.float32)
@@ -109,6 +115,7 @@ def program(
             {"kind": "attend", "in": 1, "in2": 2, "in3": 3, "out": [4], "layer": layer}
             | {"heads": HEADS, "rope": 0, "scale": DIM**-0.5, "q_norm": norm(DIM), "eps": 1e-6}
             | {"k_norm": norm(DIM)}
+            | extra[layer]
         )
         ops.append(
             {
