@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from oracle import fixtures, latent
+from oracle import fixtures, gemma3, gpt_oss, latent
 from oracle.forward import Forward, from_folder, from_gguf
 from oracle.quantized import pack_folder
 
@@ -117,6 +117,69 @@ def test_other_shapes_of_latent_attention(tmp_path, change):
 def test_the_norms_of_latents_have_an_eps_of_their_own(tmp_path, eps):
     latent.write_folder(tmp_path, latent.KIMI, latent_norm_eps=eps)
     check(tmp_path, latent.from_folder(tmp_path), tiny_ids(100))
+
+
+@pytest.mark.core
+@pytest.mark.parametrize(
+    "change",
+    [
+        {},
+        {"window": 300},
+        {"window": 1},
+        {"window": 64, "layers": 3},
+        {"heads": 8, "kv_heads": 1, "head_dim": 32},
+        {"experts": 3, "top": 3, "inner": 64, "original": 64},
+    ],
+    ids=str,
+)
+def test_gpt_oss_with_windows_sinks_and_mxfp4_experts(tmp_path, change):
+    shape = gpt_oss.Shape(**change)
+    oracle = gpt_oss.write_folder(tmp_path, shape)
+    check(tmp_path, oracle, tiny_ids())
+    with octavo.LLM(tmp_path, progress=False) as llm:
+        rows = {r.kind: (r.stored, r.format, r.count) for r in llm.report.rows}
+        assert not llm.report.skipped
+    experts = shape.layers * shape.experts
+    assert rows["layers.*.moe.*.gate"] == ("MXFP4", "bf16", experts)
+    assert rows["layers.*.moe.*.gate.bias"] == ("BF16", "f32", experts)
+
+
+@pytest.mark.core
+@pytest.mark.parametrize("nested", [False, True], ids=["text", "nested"])
+@pytest.mark.parametrize("dtype", ["F32", "BF16"])
+def test_gemma3_of_either_form(tmp_path, dtype, nested):
+    check(tmp_path, gemma3.write_folder(tmp_path, dtype=dtype, nested=nested), tiny_ids())
+
+
+@pytest.mark.core
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"window": 1},
+        {"window": 65, "period": 2},
+        {"window": 280, "period": 6, "layers": 7, "hidden": 64},
+        {"period": 1, "linear": 1.0},
+        {"head_dim": 64, "kv_heads": 1, "scalar": 168.0},
+    ],
+    ids=str,
+)
+def test_other_shapes_of_gemma3(tmp_path, change):
+    check(tmp_path, gemma3.write_folder(tmp_path, gemma3.Shape(**change)), tiny_ids())
+
+
+@pytest.mark.core
+def test_gemma3_by_the_keys_of_newer_configs(tmp_path):
+    """A list of kinds in place of the pattern, and an object of RoPE for each kind."""
+    shape = gemma3.Shape()
+    kinds = ["full_attention" if n % 3 == 2 else "sliding_attention" for n in range(5)]
+    ropes = {
+        "sliding_attention": {"rope_type": "default", "rope_theta": shape.local},
+        "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": shape.theta},
+    }
+    old = ("sliding_window_pattern", "rope_theta", "rope_local_base_freq", "rope_scaling")
+    oracle = gemma3.write_folder(tmp_path, shape, drop=old, layer_types=kinds,
+                                 rope_parameters=ropes)  # fmt: skip
+    check(tmp_path, oracle, tiny_ids())
 
 
 @pytest.mark.core

@@ -107,8 +107,8 @@ def test_lowering_uses_handles(tiny_llama):
     low = program.lowered({u.role: i for i, u in enumerate(spec.uses)})
     assert low["ops"][0] == {
         **dict.fromkeys(("in", "in2", "in3", "norm", "q_norm", "k_norm", "rope"), -1),
-        "kind": "embed", "out": [0], "n_out": 1, "w": [0], "bias": [],
-        "eps": 0.0, "scale": 1.0, "layer": 0, "heads": 0,
+        "kind": "embed", "out": [0], "n_out": 1, "w": [0], "bias": [], "out_norm": -1, "sinks": -1,
+        "eps": 0.0, "scale": 1.0, "activation": "silu", "layer": 0, "heads": 0, "window": 0,
     }  # fmt: skip
     assert low["ropes"][0]["dim"] == 16
 

@@ -168,21 +168,29 @@ class Forward:
         return out
 
 
-def causal_attention(q: F64, k: F64, v: F64, scale: float | None = None) -> F64:
+def causal_attention(
+    q: F64, k: F64, v: F64, scale: float | None = None, window: int = 0, sinks: F64 | None = None
+) -> F64:
     """Return softmax(q kT scale) v, float64 [m, heads, d_v]; the last query sees every key.
 
-    `q` is [m, heads, d], `k` and `v` [n, kv_heads, ...], n >= m: query i stands at n - m + i.
+    `q` is [m, heads, d], `k` and `v` [n, kv_heads, ...], n >= m: query i stands at n - m + i. With
+    a window the query at t sees t - window < s <= t; `sinks` [heads] are logits without a value.
     """
     m, heads, width = q.shape
     n, kv_heads, _ = k.shape
-    seen = np.arange(n)[None, :] <= np.arange(n - m, n)[:, None]
+    at, t = np.arange(n)[None, :], np.arange(n - m, n)[:, None]
+    seen = (at <= t) & (at > t - (window or n))
     out = np.empty((m, heads, v.shape[2]))
     for h in range(heads):
         g = h // (heads // kv_heads)
         s = q[:, h] @ k[:, g].T * (width**-0.5 if scale is None else scale)
         s = np.where(seen, s, -np.inf)
-        p = np.exp(s - s.max(axis=1, keepdims=True))
-        out[:, h] = p @ v[:, g] / p.sum(axis=1, keepdims=True)
+        top = s.max(axis=1, keepdims=True)
+        p = np.exp(s - top)
+        total = p.sum(axis=1, keepdims=True)
+        if sinks is not None:
+            total = total + np.exp(sinks[h] - top)
+        out[:, h] = p @ v[:, g] / total
     return out
 
 

@@ -152,6 +152,7 @@ class _Loader:
         if len(use.shape) == 1:
             values = tensor.dequantize()
             values = values if use.row_map is None else values[use.row_map]
+            values = values + np.float32(use.offset) if use.offset else values
             handle = self._core.vector(np.ascontiguousarray(values))
             self.done[use.role] = (handle, tensor.type, "f32", values.nbytes)
             return 1

@@ -37,6 +37,8 @@ FAMILIES = {
     "qwen3": (("qwen3",), ("Qwen3ForCausalLM",)),
     "qwen3_moe": ((), ("Qwen3MoeForCausalLM",)),
     "mixtral": ((), ("MixtralForCausalLM",)),
+    "gpt_oss": ((), ("GptOssForCausalLM",)),
+    "gemma3": ((), ("Gemma3ForCausalLM", "Gemma3ForConditionalGeneration")),
     "deepseek": ((), ("DeepseekV3ForCausalLM", "KimiK25ForConditionalGeneration")),
 }
 
@@ -96,7 +98,7 @@ def spec_of(config: Mapping[str, Any], source: str) -> ModelSpec:
     text, prefix = config.get("text_config"), TEXT_PREFIX
     if not isinstance(text, dict):
         text, prefix = config, ""
-    fields = Fields(text, source)
+    fields = Fields(getattr(family, "DEFAULTS", {}) | text, source)
     embedding = _Shape((fields.integer("vocab_size"), fields.integer("hidden_size")))
     tensors = {f"{prefix}{HF_NAMES['embed']}.weight": embedding}
     return family.from_hf(Fields(config, source), tensors)

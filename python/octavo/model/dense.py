@@ -1,4 +1,4 @@
-"""Decoders with grouped-query attention and gated SiLU MLPs: Llama, Qwen3, Mixtral and their kin.
+"""Decoders with grouped-query attention and gated MLPs: Llama, Qwen3, Gemma3, gpt-oss, their kin.
 
 Family files say what differs (norms of heads, order of rows, keys of the metadata); this module
 lists the tensors by role and writes the program. Order of reading: `tensor_uses`, `program_of`.
@@ -84,7 +84,9 @@ def tensor_uses(
     for layer in range(spec.layers):
         for part, shape in _layer_shapes(spec, layer).items():
             role, stem = f"layers.{layer}.{part}", names[f"layers.{{}}.{part}"].format(layer)
-            uses.append(TensorUse(role, f"{stem}.weight", shape, maps.get(part)))
+            tensor = stem if part == "attn.sinks" else f"{stem}.weight"
+            offset = spec.norm_offset if part.endswith("norm") else 0.0
+            uses.append(TensorUse(role, tensor, shape, maps.get(part), offset=offset))
             if part in spec.biases:
                 bias = TensorUse(f"{role}.bias", f"{stem}.bias", shape[:1], maps.get(part))
                 uses.append(bias)
@@ -92,7 +94,8 @@ def tensor_uses(
             kv_b = f"{names['layers.{}.attn.kv_b'].format(layer)}.weight"
             uses += latent.head_uses(spec, spec.latent, layer, kv_b)
         uses += _expert_uses(spec, layer, names)
-    uses.append(TensorUse("norm", f"{names['norm']}.weight", (spec.hidden,)))
+    norm = f"{names['norm']}.weight"
+    uses.append(TensorUse("norm", norm, (spec.hidden,), offset=spec.norm_offset))
     if not spec.tied:
         uses.append(TensorUse("head", f"{names['head']}.weight", (spec.vocab, spec.hidden)))
     return tuple(uses)
@@ -113,14 +116,16 @@ def _expert_uses(spec: ModelSpec, layer: int, names: Mapping[str, str]) -> list[
     moe = spec.mixture(layer)
     if moe is None:
         return []
-    shapes = _mlp_shapes(spec, moe.inner)
-    out = [
-        TensorUse(f"layers.{layer}.moe.{e}.{part}",
-                  f"{names[f'layers.{{}}.moe.{{}}.{part}'].format(layer, e)}.weight", shapes[part])
-        for e in range(moe.experts) for part in EXPERT
-    ]  # fmt: skip
-    if moe.bias:
-        role = "layers.{}.moe.router.bias"
+    shapes, out = _mlp_shapes(spec, moe.inner), []
+    for e in range(moe.experts):
+        for part, shape in shapes.items():
+            role = f"layers.{layer}.moe.{e}.{part}"
+            stem = names[f"layers.{{}}.moe.{{}}.{part}"].format(layer, e)
+            out.append(TensorUse(role, f"{stem}.weight", shape))
+            if moe.expert_bias:
+                out.append(TensorUse(f"{role}.bias", f"{stem}.bias", shape[:1]))
+    biases = {"bias": moe.bias, "logit_bias": moe.logit_bias}
+    for role in (f"layers.{{}}.moe.router.{name}" for name, there in biases.items() if there):
         out.append(TensorUse(role.format(layer), names[role].format(layer), (moe.experts,)))
     return out
 
@@ -132,6 +137,8 @@ def _mlp_shapes(spec: ModelSpec, inner: int) -> dict[str, tuple[int, ...]]:
 def _layer_shapes(spec: ModelSpec, layer: int) -> dict[str, tuple[int, ...]]:
     shapes = _attention_shapes(spec) if spec.latent is None else latent.shapes(spec, spec.latent)
     shapes["mlp.norm"] = (spec.hidden,)
+    if spec.out_norms:
+        shapes |= {"attn.out_norm": (spec.hidden,), "mlp.out_norm": (spec.hidden,)}
     moe = spec.mixture(layer)
     if moe is None:
         return shapes | {f"mlp.{p}": n for p, n in _mlp_shapes(spec, spec.ffn).items()}
@@ -150,6 +157,8 @@ def _attention_shapes(spec: ModelSpec) -> dict[str, tuple[int, ...]]:
     }  # fmt: skip
     if spec.qk_norm:
         shapes |= {"attn.q_norm": (spec.head_dim,), "attn.k_norm": (spec.head_dim,)}
+    if spec.sinks:
+        shapes["attn.sinks"] = (spec.heads,)
     return shapes
 
 
@@ -179,7 +188,7 @@ def program_of(spec: ModelSpec) -> Program:
     buffers["n"] = spec.hidden
     if spec.moe is not None:
         buffers["router"] = spec.moe.record
-    ops = [Op("embed", out=("x",), w=("embed",))]
+    ops = [Op("embed", out=("x",), w=("embed",), scale=spec.embed_scale)]
     taps: dict[str, tuple[int, str]] = {"embed": (0, "x")}
     for layer in range(spec.layers):
         for op, seen in _layer_ops(spec, layer):
@@ -188,7 +197,8 @@ def program_of(spec: ModelSpec) -> Program:
     taps["norm"] = (len(ops), "n")
     ops.append(Op("norm", inputs=("x",), out=("n",), norm="norm", eps=spec.eps))
     ops.append(Op("head", inputs=("n",), w=("embed" if spec.tied else "head",)))
-    return Program(buffers, tuple(ops), (spec.rope,), taps, spec.moe)
+    ropes = (spec.rope,) if spec.local_rope is None else (spec.rope, spec.local_rope)
+    return Program(buffers, tuple(ops), ropes, taps, spec.moe)
 
 
 def _layer_ops(spec: ModelSpec, layer: int) -> list[tuple[Op, dict[str, str]]]:
@@ -206,40 +216,53 @@ def _attention_ops(spec: ModelSpec, layer: int) -> list[tuple[Op, dict[str, str]
 
     qkv = tuple(f"attn.{p}" for p in "qkv")
     head_norms = (f"{name}.attn.q_norm", f"{name}.attn.k_norm") if spec.qk_norm else (None, None)
+    window = spec.window_of(layer)
     return [
         (Op("norm_linear", inputs=("x",), out=("q", "k", "v"), w=tuple(f"{name}.{p}" for p in qkv),
             bias=tuple(bias(p) for p in qkv), norm=f"{name}.attn.norm", eps=spec.eps),
          {f"attn.{p}": p for p in "qkv"}),
-        (Op("attend", inputs=("q", "k", "v"), out=("a",), layer=layer, heads=spec.heads, rope=0,
+        (Op("attend", inputs=("q", "k", "v"), out=("a",), layer=layer, heads=spec.heads,
+            rope=int(window > 0 and spec.local_rope is not None), window=window,
+            sinks=f"{name}.attn.sinks" if spec.sinks else None,
             scale=spec.softmax_scale, q_norm=head_norms[0], k_norm=head_norms[1], eps=spec.eps),
          {"attn.out": "a"}),
         (Op("linear_add", inputs=("a",), out=("x",), w=(f"{name}.attn.o",),
-            bias=(bias("attn.o"),)), {"mid": "x"}),
+            bias=(bias("attn.o"),), out_norm=_out_norm(spec, f"{name}.attn"), eps=spec.eps),
+         {"mid": "x"}),
     ]  # fmt: skip
+
+
+def _out_norm(spec: ModelSpec, branch: str) -> str | None:
+    return f"{branch}.out_norm" if spec.out_norms else None
 
 
 def _mlp_ops(spec: ModelSpec, layer: int) -> list[tuple[Op, dict[str, str]]]:
     name, norm = f"layers.{layer}", {"norm": f"layers.{layer}.mlp.norm", "eps": spec.eps}
+    act = {"activation": spec.activation}
     moe = spec.mixture(layer)
     if moe is None:
-        return [(_gated(f"{name}.mlp", "x", **norm), {"out": "x"})]
+        out_norm = _out_norm(spec, f"{name}.mlp")
+        return [(_gated(f"{name}.mlp", "x", out_norm=out_norm, **norm, **act), {"out": "x"})]
     if not moe.shared:
-        return [(_mixture(moe, name, "x", **norm), {"router": "router", "out": "x"})]
+        return [(_mixture(moe, name, "x", **norm, **act), {"router": "router", "out": "x"})]
     # Both read the same normed rows: x changes between them.
     return [
         (Op("norm", inputs=("x",), out=("n",), **norm), {}),
-        (_mixture(moe, name, "n"), {"router": "router"}),
-        (_gated(f"{name}.shared", "n"), {"out": "x"}),
+        (_mixture(moe, name, "n", **act), {"router": "router"}),
+        (_gated(f"{name}.shared", "n", **act), {"out": "x"}),
     ]  # fmt: skip
 
 
-def _gated(name: str, rows: str, **norm: Any) -> Op:
+def _gated(name: str, rows: str, **fields: Any) -> Op:
     w = tuple(f"{name}.{p}" for p in EXPERT)
-    return Op("gated_mlp", inputs=(rows,), out=("x",), w=w, **norm)
+    return Op("gated_mlp", inputs=(rows,), out=("x",), w=w, **fields)
 
 
-def _mixture(moe: Mixture, name: str, rows: str, **norm: Any) -> Op:
+def _mixture(moe: Mixture, name: str, rows: str, **fields: Any) -> Op:
     experts = tuple(tuple(f"{name}.moe.{e}.{p}" for p in EXPERT) for e in range(moe.experts))
-    bias = (None, f"{name}.moe.router.bias") if moe.bias else ()
-    return Op("moe", inputs=(rows,), out=("x", "router"), w=(f"{name}.moe.router",), bias=bias,
-              moe=moe, matrices=experts, **norm)  # fmt: skip
+    biases = tuple(tuple(f"{w}.bias" for w in row) for row in experts) if moe.expert_bias else ()
+    router = f"{name}.moe.router"
+    bias = (f"{router}.logit_bias" if moe.logit_bias else None,
+            f"{router}.bias" if moe.bias else None)  # fmt: skip
+    return Op("moe", inputs=(rows,), out=("x", "router"), w=(router,), bias=bias, moe=moe,
+              matrices=experts, biases=biases, **fields)  # fmt: skip

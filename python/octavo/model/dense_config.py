@@ -4,6 +4,7 @@ Every number is range-checked, and a key that asks for something that is not bui
 windows, another activation) is refused by name rather than ignored.
 """
 
+import re
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -75,6 +76,9 @@ def from_hf(
     moe: Mixture | None = None,
     names: Mapping[str, str] = HF_NAMES,
     theta: float = 10000.0,
+    hidden_act: str = "silu",
+    skips: tuple[tuple[str, str], ...] = (),
+    **fields: Any,
 ) -> ModelSpec:
     """Make the spec from a ``config.json``; further parameters as in `from_gguf`.
 
@@ -86,17 +90,25 @@ def from_hf(
         Tensor names by role.
     theta : float
         Base of RoPE where the config has none.
+    hidden_act : str
+        What the config must call the activation.
+    skips : tuple of (pattern, reason)
+        Rules of the family's own.
+    **fields
+        Of the spec: what the family read beside its numbers.
     """
     hidden = config.integer("hidden_size")
     heads = config.integer("num_attention_heads")
     head_dim = config.integer("head_dim", default=None) or _head_dim(config, hidden, heads)
-    config.refuse("hidden_act", ("silu",), "another activation")
+    config.refuse("hidden_act", (hidden_act,), "another activation")
     config.refuse("mlp_bias", (False,), "a bias in the MLP")
     config.refuse("use_sliding_window", (False,), "sliding-window attention")
     tied = config.flag("tie_word_embeddings")
-    skips = [(r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq", "computed from the config")]
+    inv_freq = re.escape(names["layers.{}.attn.q"].rpartition(".")[0]).replace(r"\{\}", r"\d+")
+    skips += ((rf"{inv_freq}\.rotary_emb\.inv_freq", "computed from the config"),)
     if tied:
-        skips.append((r"lm_head\.weight", "tied to model.embed_tokens (tie_word_embeddings)"))
+        head = re.escape(f"{names['head']}.weight")
+        skips += ((head, f"tied to {names['embed']} (tie_word_embeddings)"),)
     spec = ModelSpec(
         family=config.text("model_type", "llama"),
         name=config.text("_name_or_path"),
@@ -114,7 +126,8 @@ def from_hf(
         qk_norm=qk_norm,
         moe=moe,
         biases=frozenset(BIASED if config.flag("attention_bias") else ()),
-        skips=tuple(skips),
+        skips=skips,
+        **fields,
     )
     return replace(spec, uses=tensor_uses(spec, names))
 

@@ -5,7 +5,7 @@ in `dense` turns it into a flat list of semantic ops over named buffers and name
 here knows of the C core: `octavo.engine` resolves names to handles.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -63,6 +63,8 @@ class TensorUse:
         Stored row of each row of the model, where the file holds rows in another order.
     cut : Cut, optional
         Where the model's matrix is a piece of the stored one.
+    offset : float
+        Added to each value of a vector as it is read, in float32.
     """
 
     role: str
@@ -70,6 +72,7 @@ class TensorUse:
     shape: tuple[int, ...]
     row_map: npt.NDArray[np.int32] | None = None
     cut: Cut | None = None
+    offset: float = 0.0
 
     @property
     def stored_shape(self) -> tuple[int, ...]:
@@ -98,8 +101,9 @@ class Mixture:
         Experts are chosen from so many of so many groups.
     dense : frozenset of int
         Layers whose MLP is a plain one.
-    bias : bool
-        Each router has a bias that only selects.
+    bias, logit_bias, expert_bias : bool
+        Each router has a bias that only selects, or one of its logits; each matrix of an expert
+        has one.
     shared : int
         Width inside of the expert that every row takes beside those chosen, 0 if there is none.
     """
@@ -114,6 +118,8 @@ class Mixture:
     groups_kept: int = 1
     dense: frozenset[int] = frozenset()
     bias: bool = False
+    logit_bias: bool = False
+    expert_bias: bool = False
     shared: int = 0
 
     @property
@@ -155,6 +161,20 @@ class ModelSpec:
     ----------
     scale : float, optional
         Factor of attention's logits where it is not ``head_dim ** -0.5``.
+    windows : tuple of int
+        Tokens that a query of each layer sees, itself counted, 0 for all; empty: all in every one.
+    local_rope : Rope, optional
+        What layers with a window rotate by, where it is not `rope`.
+    sinks : bool
+        Each head has a learned logit that takes its share of the softmax and gives nothing.
+    activation : {"silu", "gelu_tanh", "clamped_silu"}
+        How MLPs and experts gate; see ``oct_activation`` in ``csrc/octavo.h``.
+    norm_offset : float
+        What norms multiply by is this more than what a file holds.
+    out_norms : bool
+        What attention and MLP give is normed before it is added to the residual stream.
+    embed_scale : float
+        Factor of embeddings.
     skips : tuple of (pattern, reason)
         Regular expressions of tensors that the model knows and leaves alone.
     consumed : tuple of str
@@ -176,6 +196,13 @@ class ModelSpec:
     tied: bool
     qk_norm: bool = False
     scale: float | None = None
+    windows: tuple[int, ...] = ()
+    local_rope: Rope | None = None
+    sinks: bool = False
+    activation: str = "silu"
+    norm_offset: float = 0.0
+    out_norms: bool = False
+    embed_scale: float = 1.0
     moe: Mixture | None = None
     latent: Latent | None = None
     biases: frozenset[str] = frozenset()
@@ -196,6 +223,10 @@ class ModelSpec:
         """Tell whether this layer's MLP is a mixture of experts."""
         return self.mixture(layer) is not None
 
+    def window_of(self, layer: int) -> int:
+        """Return the tokens that a query of this layer sees, 0 for all."""
+        return self.windows[layer] if self.windows else 0
+
     @property
     def softmax_scale(self) -> float:
         """Factor of attention's logits."""
@@ -208,17 +239,21 @@ class ModelSpec:
             one = LayerShape(1, self.latent.rank, self.latent.rope, latent=True)
         else:
             one = LayerShape(self.kv_heads, self.head_dim, self.head_dim)
-        return (one,) * self.layers
+        return tuple(replace(one, window=self.window_of(n)) for n in range(self.layers))
 
 
 @dataclass(frozen=True, slots=True)
 class LayerShape:
-    """Widths of one layer's cache, of one head: keys and values, or latent and rotated key."""
+    """Widths of one layer's cache, of one head: keys and values, or latent and rotated key.
+
+    `window` is how many tokens of it a query sees, 0 for all; pages are kept all the same.
+    """
 
     kv_heads: int
     k_width: int
     v_width: int
     latent: bool = False
+    window: int = 0
 
     @property
     def q_width(self) -> int:
@@ -251,13 +286,18 @@ class Op:
     norm: str | None = None
     q_norm: str | None = None
     k_norm: str | None = None
+    out_norm: str | None = None
+    sinks: str | None = None
     eps: float = 0.0
     scale: float = 1.0
+    activation: str = "silu"
     layer: int = 0
     heads: int = 0
     rope: int = -1
+    window: int = 0
     moe: Mixture | None = None
     matrices: tuple[tuple[str, ...], ...] = ()
+    biases: tuple[tuple[str, ...], ...] = ()
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -321,14 +361,15 @@ def _lower(op: Op, at: dict[str, int], ids: dict[str, int]) -> dict[str, Any]:
     out["n_out"] = len(op.out)
     out["w"] = [handle(name) for name in op.w]
     out["bias"] = [handle(name) for name in op.bias]
-    for name in ("norm", "q_norm", "k_norm"):
+    for name in ("norm", "q_norm", "k_norm", "out_norm", "sinks"):
         out[name] = handle(getattr(op, name))
-    for name in ("eps", "scale", "layer", "heads", "rope"):
+    for name in ("eps", "scale", "activation", "layer", "heads", "rope", "window"):
         out[name] = getattr(op, name)
     if op.moe is not None:
         for name in ("experts", "top", "score", "renorm", "groups", "groups_kept"):
             out[name] = getattr(op.moe, name)
         out["scale"] = op.moe.scale
-    if op.matrices:
-        out["matrices"] = np.array([[ids[w] for w in row] for row in op.matrices], np.int32)
+    for name in ("matrices", "biases"):
+        if table := getattr(op, name):
+            out[name] = np.array([[ids[w] for w in row] for row in table], np.int32)
     return out
