@@ -97,8 +97,8 @@ def plan(
     return Plan(
         name, context, counted, cost, all_costs(spec), full_token_bytes(spec), ops,
         fits=tuple(fit(m, counted, cost, context) for m in memories),
-        ceilings=tuple(ceiling(n, counted, cost, ops, roofs) for n in (0, context))
-        if roofs else (),
+        ceilings=tuple(ceiling(n, counted, cost, attention_ops(spec, n), roofs)
+                       for n in (0, context)) if roofs else (),
         notes=notes,
     )  # fmt: skip
 

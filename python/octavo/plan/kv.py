@@ -27,14 +27,19 @@ class KVCost:
         Of a sealed page of 64 tokens over all layers.
     row_bytes : int
         Of a token over all layers while its page is open.
-    kept_pages : int
-        Pages that the scheme keeps as open rows: sinks and recent ones.
+    kept_pages, sink_pages : int
+        Pages that the scheme keeps as open rows, sinks and recent ones; of these the sinks.
+    windows : tuple of (int, int, int)
+        Layers of which a query sees a window alone, by window: tokens, and their share of
+        `page_bytes` and `row_bytes`. Pages are kept all the same.
     """
 
     scheme: str
     page_bytes: int
     row_bytes: int
     kept_pages: int = 0
+    sink_pages: int = 0
+    windows: tuple[tuple[int, int, int], ...] = ()
 
     @property
     def token_bytes(self) -> int:
@@ -47,6 +52,16 @@ class KVCost:
         sealed = max(0, full - self.kept_pages)
         rows = (full - sealed) * PAGE_TOKENS + -(-rest // _UNIT_TOKENS) * _UNIT_TOKENS
         return sealed * self.page_bytes + rows * self.row_bytes
+
+    def read(self, tokens: int) -> int:
+        """Return the bytes that the token after so many reads: all pages that a window touches."""
+        full, out = tokens // PAGE_TOKENS, self.nbytes(tokens)
+        for window, page, row in self.windows:
+            first = max(0, tokens - window + 1) // PAGE_TOKENS
+            hidden = min(first, full - (self.kept_pages - self.sink_pages)) - self.sink_pages
+            sealed = max(0, hidden)
+            out -= sealed * page + (first - sealed) * PAGE_TOKENS * row
+        return out
 
     def needed(self, tokens: int) -> int:
         """Return what it takes to get there: whole pages, and an open one beside them."""
@@ -72,12 +87,19 @@ def kv_cost(spec: ModelSpec, scheme: KVScheme) -> KVCost:
         not there, two formats for a latent, which is keys and values at once.
     """
     page = row = 0
-    for layer in scheme.core_layers(spec.cache_layers):
+    shapes = spec.cache_layers
+    windows: dict[int, tuple[int, int]] = {}
+    for shape, layer in zip(shapes, scheme.core_layers(shapes), strict=True):
         heads = layer.pop("kv_heads")
         head = head_bytes(**layer)
-        page += heads * head.sealed
-        row += heads * head.open_row
-    return KVCost(scheme.name, page, row, scheme.sink_pages + scheme.recent_pages)
+        sealed, opened = heads * head.sealed, heads * head.open_row
+        page, row = page + sealed, row + opened
+        if shape.window:
+            pages, rows = windows.get(shape.window, (0, 0))
+            windows[shape.window] = pages + sealed, rows + opened
+    kept = scheme.sink_pages + scheme.recent_pages
+    seen = tuple((window, *both) for window, both in sorted(windows.items()))
+    return KVCost(scheme.name, page, row, kept, scheme.sink_pages, seen)
 
 
 def all_costs(spec: ModelSpec) -> tuple[KVCost, ...]:
@@ -100,9 +122,11 @@ def full_token_bytes(spec: ModelSpec) -> int:
     return 2 * spec.layers * spec.heads * sum(head_widths(spec))
 
 
-def attention_ops(spec: ModelSpec) -> int:
-    """Return the operations of one query per token that it sees, over all layers and heads.
+def attention_ops(spec: ModelSpec, tokens: int = 1) -> int:
+    """Return the operations of one query over so many tokens, in all layers and heads.
 
-    Two for each multiply-add, of scores and of sums of values; latent attention is absorbed.
+    Two for each multiply-add, of scores and of sums of values; latent attention is absorbed. Layers
+    with a window see that many tokens at most.
     """
-    return 2 * spec.heads * sum(s.q_width + s.out_width for s in spec.cache_layers)
+    seen = ((s.q_width + s.out_width) * min(tokens, s.window or tokens) for s in spec.cache_layers)
+    return 2 * spec.heads * sum(seen)

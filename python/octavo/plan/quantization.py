@@ -1,7 +1,8 @@
 """How a `quantization_config` lays matrices out in a file: codes, scales, and who is left alone.
 
-Two methods are read, those of the published models of the families here: compressed-tensors (packed
-integers and bytes) and DeepSeek's blocks of fp8. Shapes alone decide; no tensor is opened.
+Three methods are read, those of the published models of the families here: compressed-tensors
+(packed integers and bytes), DeepSeek's blocks of fp8, and gpt-oss's experts in MXFP4. Shapes alone
+decide; no tensor is opened.
 """
 
 from collections.abc import Mapping
@@ -41,6 +42,8 @@ class Grid:
         Codes lie in words along a row, zero points in words along a column; otherwise in bytes.
     zeros : bool
         There is a zero point beside each scale.
+    record : int
+        Bytes beside each packed matrix that say its shape.
     """
 
     bits: int
@@ -48,6 +51,7 @@ class Grid:
     scale_bytes: int
     packed: bool = False
     zeros: bool = False
+    record: int = _SHAPE
 
     def stored(self, n: int, k: int) -> Stored:
         """Return the bytes of a matrix [n, k]."""
@@ -57,7 +61,7 @@ class Grid:
             return Stored(n * k, scales + (rows * cols if self.zeros else 0))
         each = 8 * _WORD // self.bits
         zeros = _WORD * -(-rows // each) * cols if self.zeros else 0
-        return Stored(_WORD * n * -(-k // each), scales + zeros, _SHAPE)
+        return Stored(_WORD * n * -(-k // each), scales + zeros, self.record)
 
 
 @dataclass(frozen=True)
@@ -133,10 +137,19 @@ def quantization_of(
         return _compressed_tensors(fields, groups_in(found, source), scale_bytes)
     if method == "fp8":
         return _fp8(fields)
+    if method == "mxfp4":
+        return _mxfp4(fields)
     raise UnsupportedError(
         f"{where}: quant_method is {method!r:.40}, which is not read; "
-        "supported: 'compressed-tensors', 'fp8'"
+        "supported: 'compressed-tensors', 'fp8', 'mxfp4'"
     )
+
+
+def _mxfp4(config: Fields) -> Quantization:
+    """Experts alone, whatever the list of others says: so `checkpoint.mxfp4` finds them."""
+    experts = ModulePatterns(config.source, [r"re:.*\.mlp\.experts\.\d+\.\w+_proj$"])
+    grid = Grid(4, (1, 32), 1, packed=True, record=0)
+    return Quantization(((experts, grid),), ModulePatterns(config.source, []), config.source)
 
 
 def _fp8(config: Fields) -> Quantization:

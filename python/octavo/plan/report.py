@@ -95,9 +95,9 @@ class Ceiling:
 def ceiling(
     context: int, weights: Weights, kv: KVCost, attention_ops: int, roofs: Roofs
 ) -> Ceiling:
-    """Return the ceiling under these roofs, `attention_ops` being for each token seen."""
-    read = weights.routed_read + weights.other_read + kv.nbytes(context)
-    ops = 2 * weights.products + context * attention_ops
+    """Return the ceiling under these roofs, `attention_ops` being of the whole context."""
+    read = weights.routed_read + weights.other_read + kv.read(context)
+    ops = 2 * weights.products + attention_ops
     reading, computing = read / roofs.read_bytes, ops / roofs.ops if roofs.ops else 0.0
     bound = "computing" if computing > reading else "reading"
     return Ceiling(context, read, ops, 1.0 / max(reading, computing), bound)
@@ -120,7 +120,7 @@ class Plan:
     full_token_bytes : int
         Per token, were every query head's key and value cached in bf16.
     attention_ops : int
-        Operations of a token's attention for each token that it sees.
+        Operations of a token's attention for each token that it sees in every layer.
     fits : tuple of Fit
     ceilings : tuple of Ceiling
         For an empty context and for the full one.
@@ -146,7 +146,7 @@ class Plan:
     @property
     def read_bytes(self) -> int:
         """Bytes that a token at the end of the context reads: weights and cache."""
-        return self.weights.routed_read + self.weights.other_read + self.kv_bytes
+        return self.weights.routed_read + self.weights.other_read + self.kv.read(self.context)
 
     def tables(self) -> list[Table]:
         """Return its tables: weights, cache, and what was asked of memories and bandwidth."""

@@ -236,7 +236,7 @@ def part_of(role: str) -> str:
     if role in ("embed", "head", "norm"):
         return {"embed": EMBEDDING, "head": HEAD, "norm": "norms"}[role]
     tail = role.split(".", 2)[2]
-    if tail in ("attn.norm", "mlp.norm"):
+    if tail in ("attn.norm", "mlp.norm", "attn.out_norm", "mlp.out_norm"):
         return "norms"
     if tail.startswith("moe."):
         return "routers" if tail.startswith("moe.router") else EXPERTS
@@ -263,16 +263,15 @@ def held_weights(spec: ModelSpec, scheme: str, rows: Iterable[Any]) -> Weights:
 
 
 def _weights(spec: ModelSpec, scheme: str, sums: Mapping[str, list[int]]) -> Weights:
-    counts = dict.fromkeys(_ORDER, 0)
-    matrices = 0
+    counts, matrices = dict.fromkeys(_ORDER, 0), dict.fromkeys(_ORDER, 0)
     moe, layers = spec.moe, sum(map(spec.is_moe, range(spec.layers)))
     for use in spec.uses:
         part, size = part_of(use.role), math.prod(use.shape)
         counts[part] += size
         if len(use.shape) == 2 and (part != EMBEDDING or spec.tied):
-            matrices += size
+            matrices[part] += size
     if moe is not None:
-        matrices -= counts[EXPERTS] // moe.experts * (moe.experts - moe.top)
+        matrices[EXPERTS] = matrices[EXPERTS] // moe.experts * moe.top
     parts = tuple(Part(name, counts[name], *sums[name]) for name in _ORDER if counts[name])
     experts, top = (moe.experts, moe.top) if moe and layers else (0, 0)
-    return Weights(scheme, parts, spec.tied, layers, experts, top, matrices)
+    return Weights(scheme, parts, spec.tied, layers, experts, top, sum(matrices.values()))
