@@ -58,12 +58,21 @@ static inline uint32_t word_at(const uint8_t *p)
     return word;
 }
 
-/* The four bytes of line i: masks and shifts stay inside their byte, so the order of bytes in a
- * word does not matter. */
+/* Codes 0 1 2 .. 7 of a word, as 0 4 1 5 2 6 3 7: the two bytes in the middle change places, and
+ * then in each half the two nibbles in the middle. */
+static inline uint32_t four_apart(uint32_t word)
+{
+    static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "the first code is the lowest nibble");
+    word = (word & 0xff0000ff) | (word << 8 & 0x00ff0000) | (word >> 8 & 0x0000ff00);
+    return (word & 0xf00ff00f) | (word << 4 & 0x0f000f00) | (word >> 4 & 0x00f000f0);
+}
+
+/* The four bytes of line i. */
 OCT_INLINE uint32_t line_word(oct_src_kind kind, const uint8_t *from, int i)
 {
     const uint32_t nibbles = 0x0f0f0f0f;
     if (CODE_BITS == 8) return word_at(from + 4 * i) ^ 0x80808080;
+    if (kind == OCT_SRC_PAIRS) return four_apart(word_at(from + 4 * i));
     if (kind == OCT_SRC_BYTES)
         return (word_at(from + 8 * i) & nibbles) | (word_at(from + 8 * i + 4) & nibbles) << 4;
     const uint32_t first = word_at(from + i % 2 * 8), second = word_at(from + i % 2 * 8 + 4);
@@ -99,11 +108,10 @@ OCT_INLINE void pack_run(const oct_pack_args *a, oct_src_kind kind, uint8_t *blo
         memcpy(group + SCALES_AT + 2 * c, scales + at, 2);
         if (HAS_MIN) memcpy(group + EXTRA_AT + 2 * c, mins + at, 2);
         if (HAS_ZERO) group[EXTRA_AT + c] = zeros[g];
-        if (kind != OCT_SRC_PAIRS && left >= OCT_GROUP)
+        if (left >= OCT_GROUP)
             pack_words(kind, from, group, c);
         else
-            pack_codes(kind, from, left < OCT_GROUP ? left : OCT_GROUP,
-                       HAS_ZERO ? zeros[g] : ZERO_CODE, group, c);
+            pack_codes(kind, from, left, HAS_ZERO ? zeros[g] : ZERO_CODE, group, c);
     }
 }
 

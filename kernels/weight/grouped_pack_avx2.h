@@ -1,5 +1,6 @@
-/* grouped_pack_avx2.h: grouped_pack.h for the layouts of GGUF, eight channels at a time: words of
- * each become 32 bytes of a line by a transposition in registers. A template like grouped.h. */
+/* grouped_pack_avx2.h: grouped_pack.h for the layouts of checkpoints, eight channels at a time:
+ * words of each become 32 bytes of a line by a transposition in registers. A template like
+ * grouped.h. */
 #include <immintrin.h>
 
 #include "kernels/weight/grouped_pack.h"
@@ -52,6 +53,23 @@ static inline void pack_halves(const sources *s, size_t at, uint8_t *to)
     }
 }
 
+/* Nibbles in pairs: word i holds line i, in the order that four_apart changes. */
+static inline void pack_pairs(const sources *s, size_t at, uint8_t *to)
+{
+    const __m256i bytes = _mm256_broadcastsi128_si256(
+        _mm_setr_epi8(0, 2, 1, 3, 4, 6, 5, 7, 8, 10, 9, 11, 12, 14, 13, 15));
+    const __m256i ends = _mm256_set1_epi16((short)0xf00f), third = _mm256_set1_epi16(0x0f00);
+    const __m256i second = _mm256_set1_epi16(0x00f0);
+    __m256i word[4];
+    transpose(s, at, word);
+    for (int i = 0; i < 4; i++) {
+        const __m256i w = _mm256_shuffle_epi8(word[i], bytes);
+        const __m256i up = _mm256_and_si256(_mm256_slli_epi16(w, 4), third);
+        const __m256i down = _mm256_and_si256(_mm256_srli_epi16(w, 4), second);
+        put_line(to, i, _mm256_or_si256(_mm256_and_si256(w, ends), _mm256_or_si256(up, down)));
+    }
+}
+
 static inline void pack_eights(const sources *s, size_t at, uint8_t *to)
 {
     for (int half = 0; half < 2; half++) {
@@ -73,12 +91,15 @@ static void pack_wide(const oct_pack_args *a, const sources *from, uint8_t *bloc
 {
     const size_t stride = a->src->group_stride, side_stride = a->src->scale_group_stride;
     const sources s = *from; /* and not again for each group: the bytes written might be these */
+    const bool pairs = a->src->kind == OCT_SRC_PAIRS;
     for (int g = lo; g < hi; g++) {
         uint8_t *group = block + (size_t)g * GROUP_BYTES;
         pack_sides(s.scales, (size_t)g * side_stride, group + SCALES_AT + 2 * c);
         if (HAS_MIN) pack_sides(s.mins, (size_t)g * side_stride, group + EXTRA_AT + 2 * c);
-        if (CODE_BITS == 4) pack_halves(&s, (size_t)g * stride, group + code_at(c, 0));
-        else pack_eights(&s, (size_t)g * stride, group + code_at(c, 0));
+        uint8_t *to = group + code_at(c, 0);
+        if (CODE_BITS == 8) pack_eights(&s, (size_t)g * stride, to);
+        else if (pairs) pack_pairs(&s, (size_t)g * stride, to);
+        else pack_halves(&s, (size_t)g * stride, to);
     }
 }
 
@@ -121,8 +142,10 @@ static void pack_whole_block(const oct_pack_args *a, size_t b, const sources fro
 
 static oct_kstatus pack_avx2(const oct_pack_args *a, size_t lo, size_t hi)
 {
-    const oct_src_kind wide = CODE_BITS == 4 ? OCT_SRC_HALVES : OCT_SRC_BYTES;
-    if (HAS_ZERO || a->src->kind != wide || a->k % OCT_GROUP) return pack(a, lo, hi);
+    const oct_src_kind kind = a->src->kind;
+    const bool wide = CODE_BITS == 8 ? kind == OCT_SRC_BYTES
+                                     : kind == OCT_SRC_HALVES || kind == OCT_SRC_PAIRS;
+    if (HAS_ZERO || !wide || a->k % OCT_GROUP) return pack(a, lo, hi);
     const size_t whole = (size_t)a->n / OCT_BLOCK_N, end = hi < whole ? hi : whole;
     sources from[2][WIDES];
     if (lo < end) sources_of_block(a->src, lo, from[lo & 1]);

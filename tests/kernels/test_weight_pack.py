@@ -80,16 +80,16 @@ def test_gguf_records_with_a_row_map(name):
 
 
 ISAS = [isa for isa in calls.ISAS if _probe.runs_here(isa)]
+# Of whole groups: one run of them and several of different length, whole and partial blocks.
+WHOLE = [(1, 32), (31, 64), (32, 32), (33, 512), (64, 544), (96, 576), (100, 1056)]
 
 
 @pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("name", ["w8g32", "q4g32", "q4g32m"])
 @pytest.mark.parametrize("mapped", [False, True])
-@pytest.mark.parametrize(
-    ("n", "k"), [(1, 32), (31, 64), (32, 32), (33, 512), (64, 544), (96, 576), (100, 1056)]
-)
+@pytest.mark.parametrize(("n", "k"), WHOLE)
 def test_every_column_packs_gguf_records_as_drawn(name, isa, mapped, n, k):
-    """Whole and partial blocks, one run and several of different length, any cut of the blocks."""
+    """Under any cut of the blocks."""
     w = calls.random_matrix(name, n, k, np.random.default_rng(n + k), 1)
     source = gguf(w.codes, w.scales, w.mins, calls.TRAITS[name]["code_bits"])
     order = np.random.default_rng(8).permutation(n).astype(np.int32) if mapped else None
@@ -112,18 +112,32 @@ def test_every_column_packs_plain_bytes_as_drawn(name, isa, n, k):
     np.testing.assert_array_equal(calls.pack(name, isa, n, k, source, 2), w.data)
 
 
-@pytest.mark.parametrize("name", ["q4g32", "q4g32z", "q4g32m"])
-@pytest.mark.parametrize("k", [32, 64, 71])
-def test_pairs(name, k):
-    n = 33
-    w = calls.random_matrix(name, n, k, np.random.default_rng(9), 2)
+def pairs(w):
+    """The same matrix with two neighbours in a byte, at an odd address: compressed-tensors."""
+    n, k = w.codes.shape
     even = np.zeros((n, k + k % 2), np.uint8)
     even[:, :k] = w.codes
-    pairs = calls.aligned(even[:, 0::2] | even[:, 1::2] << 4, 3)
+    packed = calls.aligned(even[:, 0::2] | even[:, 1::2] << 4, 3)
     source = calls.plain_source(w.codes, w.scales, w.zeros, w.mins)
-    source |= {"kind": "pairs", "codes": pairs, "row_stride": pairs.shape[1], "group_stride": 16}
-    data = calls.pack(name, "scalar", n, k, source, 2)
-    np.testing.assert_array_equal(data, w.data)
+    return source | {
+        "kind": "pairs", "codes": packed, "row_stride": packed.shape[1], "group_stride": 16,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("name", ["q4g32", "q4g32z", "q4g32m"])
+@pytest.mark.parametrize("mapped", [False, True])
+@pytest.mark.parametrize(("n", "k"), [*SHAPES, *WHOLE, (33, 71), (64, 575)])
+def test_every_column_packs_pairs_as_drawn(name, isa, mapped, n, k):
+    w = calls.random_matrix(name, n, k, np.random.default_rng(n + k), 2)
+    order = np.random.default_rng(9).permutation(n).astype(np.int32) if mapped else None
+    rows = slice(None) if order is None else order
+    parts = (None if p is None else p[rows] for p in (w.codes, w.scales, w.zeros, w.mins))
+    drawn = oracle.packed(name, *parts)
+    each = [(b, b + 1) for b in range(calls.blocks(n))]
+    for spans in (split(n), [(0, calls.blocks(n))], each):
+        data = calls.pack(name, isa, n, k, pairs(w) | {"row_map": order}, 2, spans)
+        np.testing.assert_array_equal(data, drawn)
 
 
 @pytest.mark.parametrize("name", calls.FLOATS)
