@@ -63,6 +63,7 @@ class Flight(Shown):
         self.layers = tuple(layers)
         self.expert_bytes = np.array(expert_bytes)
         self.title = title
+        array = np.asarray(array)
         self._check(array)
         self._array = array.view()
         self._array.setflags(write=False)
@@ -121,7 +122,9 @@ class Flight(Shown):
         return Flight(np.atleast_1d(self.array[which]), self.layers, self.expert_bytes, self.title)
 
     def by_token(self) -> "Flight":
-        """Return the record as if every token had run in a step of its own, in the same order.
+        """Return the record as if every token had run in a step of its own.
+
+        Tokens are in order of step, sequence and position.
 
         A router's choice does not depend on how tokens share steps, bit for bit. So the record of a
         prefill or of a batch is also that of decoding the same tokens one at a time, where caches
@@ -289,7 +292,7 @@ class Recorder(Scope, Flight):
         self, arrays: list[npt.NDArray[np.float32]], rows: list[tuple[int, int, Any]]
     ) -> None:
         """Take one step's routers, and (sequence's number, first position, tokens) of its items."""
-        chosen = np.stack(arrays)[:, :, self._first :]
+        chosen = np.stack([array[:, self._first :] for array in arrays])
         ids, gates = np.split(chosen, 2, axis=2)
         out = np.empty(ids.shape, RECORD)
         out["step"] = self._steps

@@ -12,6 +12,8 @@ import numpy as np
 from octavo.table import size
 
 if TYPE_CHECKING:
+    from octavo.model import ModelSpec
+
     from .diff import CacheDiff
     from .kv import Ledger
     from .llm import LLM
@@ -53,12 +55,18 @@ def html_table(head: Row, body: Iterable[Row], caption: str = "") -> str:
 # ---- LLM -----------------------------------------------------------------------------
 
 
+def _cached(spec: "ModelSpec") -> str:
+    if spec.latent is None:
+        return f"{spec.kv_heads} KV heads of {spec.head_dim}"
+    return f"a latent of {spec.latent.rank} and a rotated key of {spec.latent.rope}"
+
+
 def _llm_rows(llm: "LLM") -> list[tuple[str, str]]:
     spec = llm.spec
     rows = [
         ("model", f"{llm.name} ({spec.family}, {spec.parameters / 1e6:.1f} M parameters)"),
-        ("shape", f"{spec.layers} layers, {spec.heads} heads over {spec.kv_heads} KV heads of "
-                  f"{spec.head_dim}, context {llm.context:,}"),
+        ("shape", f"{spec.layers} layers, {spec.heads} heads over {_cached(spec)}, "
+                  f"context {llm.context:,}"),
         ("weights", f"{llm.weights}, act {llm.act}"),
         ("KV scheme", str(llm.kv)),
     ]  # fmt: skip
