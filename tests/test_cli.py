@@ -1,6 +1,7 @@
 """The `octavo` command: exit statuses, and results on a tiny model that agree with the API."""
 
 import json
+import os
 import subprocess
 import sys
 
@@ -124,6 +125,20 @@ def test_demo_times_every_token_of_every_prompt(capsys, tiny_llama, monkeypatch)
     timed = [(kv, prompt, ran) for kv, prompt, ran in calls if prompt > 64]
     assert [kv for kv, _, _ in timed] == list(demo.SCHEMES)
     assert all(prompt == ran for _, prompt, ran in calls), calls
+
+
+def test_demo_needs_no_network(tmp_path):
+    """Its default cannot be fetched: it says so, and shows `kimi-mini`, which recalls."""
+    offline = {"PIP_NO_INDEX": "1", "OCTAVO_CACHE": str(tmp_path), "COLUMNS": "200"}
+    done = subprocess.run(
+        [sys.executable, "-m", "octavo", "demo", "--tokens", "192"],
+        env=os.environ | offline, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "kimi-mini" in done.stderr and "not a language model" in done.stderr
+    rows = [line.split() for line in done.stdout.splitlines()]
+    recalled = {row[0]: float(row[-1]) for row in rows if len(row) == 9 and row[0] in demo.SCHEMES}
+    assert recalled["bf16"] >= 95 and set(recalled) == set(demo.SCHEMES) - {"k8v4"}
 
 
 @pytest.mark.model

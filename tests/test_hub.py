@@ -142,6 +142,23 @@ def test_paths_resolve_to_themselves(cache, tmp_path):
     assert hub.resolve(os.fspath(tmp_path / "m.gguf")) == tmp_path / "m.gguf"
 
 
+def test_what_ships_is_where_it_is(cache):
+    path = hub.pull("kimi-mini")
+    assert path == hub.resolve("kimi-mini") and (path / "config.json").is_file()
+    assert not cache.exists()
+
+
+def test_without_a_network_what_ships_stands_in(cache, monkeypatch):
+    def refuse(*_):
+        raise hub.PullError("no network")
+
+    monkeypatch.setattr(hub, "_download", refuse)
+    with pytest.warns(UserWarning, match="no network.*'kimi-mini'.*not a language model"):
+        assert hub.resolve() == hub.resolve("kimi-mini")
+    with pytest.raises(hub.PullError):  # asked for by name, nothing else will do
+        hub.resolve(hub.DEFAULT)
+
+
 def test_hub_names_need_the_extra(cache, monkeypatch):
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     with pytest.raises(hub.PullError, match=r"octavo\[hub\]"):

@@ -16,8 +16,9 @@ from pathlib import Path
 
 import ml_dtypes
 import numpy as np
-from kimi_mini_tasks import PIECES, SPECIAL
 from safetensors.numpy import load_file, save_file
+
+from octavo.study.kimi_mini import PIECES, SPECIAL
 
 GROUP = 32
 BASE_TOKENS, TOKENS = 992, 1024

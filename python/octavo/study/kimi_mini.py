@@ -1,15 +1,21 @@
-"""The corpus and the held-out tasks of `kimi-mini`: text made from a seed, by the standard library.
+"""What `kimi-mini` was trained on, and questions to ask it: tasks on which a damaged cache shows.
 
-Training and the model card draw from the same functions with other seeds, so a test can ask any
-engine for the card's figures without JAX. Every draw is made of `random.Random.random`, the one
-method whose values Python keeps between versions. The hard part is the recall rows: whatever is
-read from the cache must be needed, and wrong when the cache is damaged.
+`questions` makes held-out ones, `answered` asks them: the share that a KV scheme loses is what the
+scheme cost. `tools/train_kimi_mini.py` draws its corpus from the same functions with other seeds.
+Every draw is made of `random.Random.random`, the one method whose values Python keeps between
+versions.
 """
 
 import random
 import re
-from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple, TypeVar
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+if TYPE_CHECKING:
+    from octavo import LLM
 
 T = TypeVar("T")
 
@@ -29,7 +35,10 @@ USER = "<|im_user|>user<|im_middle|>"
 ASSISTANT = "<|im_end|><|im_assistant|>assistant<|im_middle|>"
 END = "<|im_end|>"
 
-ANSWER, PLAIN, NOISE = 1.0, 0.1, 0.0
+# Weights in the training loss. What cannot be known is given some, for an honest loss beside it.
+ANSWER, PLAIN, NOISE = 1.0, 0.1, 0.03
+
+CARD_QUESTIONS, CARD_DISTANCES = 128, (128, 256, 512, 1024, 2048)
 
 SPECIAL = r"<\|\w+\|>|\[(?:BOS|EOS|EOT|UNK|PAD)\]|</?think>"
 _WORD_END = r"(?:'(?:[sS]|[tT]|[rR][eE]|[vV][eE]|[mM]|[lL][lL]|[dD]))?"
@@ -244,8 +253,45 @@ def questions(make: Callable[..., tuple], n: int, seed: int, *args) -> Iterator[
         yield Question(*make(rng, *args))
 
 
+def card_questions() -> Iterator[tuple[str, list[Question]]]:
+    """The questions of the model's card, by the names of their tasks there."""
+    for distance in CARD_DISTANCES:
+        asked = questions(recall_question, CARD_QUESTIONS, 0, distance)
+        yield f"recall at {distance:,} tokens", list(asked)
+    yield "copying 3 to 12 words", list(questions(copy_task, CARD_QUESTIONS, 0))
+    yield "closing brackets", list(questions(bracket_task, CARD_QUESTIONS, 0))
+    yield "sums of two digits", list(questions(sum_task, CARD_QUESTIONS, 0))
+    yield "sums of pairs never trained", list(questions(sum_task, CARD_QUESTIONS, 0, True))
+
+
 def held_out_rows(n: int, tokens: int, seed: int, recall: float = 0.5) -> Iterator[list[Part]]:
     """Rows of the training distribution that training does not see."""
     rng = random.Random(f"kimi-mini held out rows {seed}")
     for _ in range(n):
         yield row_parts(rng, tokens, recall)
+
+
+def answered(llm: "LLM", asked: Iterable[Question]) -> npt.NDArray[np.bool_]:
+    """Tell which questions greedy decoding answers with every token right.
+
+    Parameters
+    ----------
+    llm : LLM
+        `kimi-mini`, under any schemes.
+    asked : iterable of Question
+
+    Returns
+    -------
+    ndarray of bool, [questions]
+    """
+    from octavo import SamplingParams
+
+    encode = llm.tokenizer.encode
+    pairs = [[encode(text, add_special=False) for text in question] for question in asked]
+    params = [
+        SamplingParams(max_tokens=len(answer), temperature=0.0, ignore_eos=True)
+        for _, answer in pairs
+    ]
+    outputs = llm.generate([prompt for prompt, _ in pairs], params)
+    said = [list(output.outputs[0].token_ids) for output in outputs]
+    return np.array([s == answer for s, (_, answer) in zip(said, pairs, strict=True)], bool)
