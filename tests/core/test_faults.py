@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import small
 import tiny
+from kinds import KINDS, MIXTURES
 
 from octavo import _core
 from octavo.errors import OutOfPages
@@ -22,20 +23,20 @@ LAYERS = 2
 rng = np.random.default_rng(0)
 MATRIX = rng.standard_normal((70, 64)).astype(np.float32)
 X = rng.standard_normal((5, 64)).astype(np.float32)
-QUERY = rng.standard_normal((3, 2, 16)).astype(np.float32)
 
 
 class State:
     """A cache with a prefilled and a forked sequence, and one with windows."""
 
-    def __init__(self):
+    def __init__(self, kind="heads"):
+        self.kind = kind = KINDS[kind]
         self.runtime = _core.Runtime(1)
         self.weights = _core.Weights(self.runtime)
         self.matrix = tiny.matrix(self.weights, "q4g32m", MATRIX)
-        self.program = small.program(self.runtime)
-        self.cache = small.cache(self.runtime, "int8", 1 << 19)
-        self.window = small.cache(self.runtime, "int4", 1 << 19, sink_pages=1, recent_pages=2)
-        self.other = small.cache(self.runtime, "int4", 1 << 19, prefix=False)
+        self.program = kind.program(self.runtime)
+        self.cache = kind.cache(self.runtime)
+        self.window = kind.cache(self.runtime, "int4", sink_pages=1, recent_pages=2)
+        self.other = kind.cache(self.runtime, "int4", prefix=False)
         ids = tiny.tokens(200) % 40
         self.seqs = [self.cache.open() for _ in range(3)]
         _core.step(self.program, self.cache, [(self.seqs[0], ids, 200)])
@@ -58,9 +59,9 @@ class State:
 
     def digest(self):
         caches = [
-            small.digest(self.cache, self.seqs),
-            small.digest(self.window, [self.wide, self.fork]),
-            small.digest(self.other, []),
+            self.kind.digest(self.cache, self.seqs),
+            self.kind.digest(self.window, [self.wide, self.fork]),
+            self.kind.digest(self.other, []),
         ]
         return caches, small.live("pages", "open"), self.weights.nbytes, self.runtime.threads
 
@@ -69,20 +70,34 @@ class State:
             cache.check()
 
 
-def step(s):
+def step(s, **how):
     items = [(s.seqs[0], s.ids[:150], 140), (s.seqs[1], s.ids[:1], 0), (s.seqs[2], s.ids[:3], 2)]
-    got = _core.step(s.program, s.cache, items, logits=True, argmax=True, topk=3)
-    return [small.bits(x) for x in got["logits"]] + [small.page_bytes(s.cache, s.seqs[0])]
+    got = _core.step(s.program, s.cache, items, logits=True, argmax=True, topk=3, **how)
+    return [small.bits(x) for x in got["logits"]] + [s.kind.page_bytes(s.cache, s.seqs[0])]
+
+
+def halve(op, scores, ids, gates):
+    gates /= 2
+
+
+def routed(s):
+    return step(s, **s.kind.route(halve))
 
 
 def appended(s):
-    k, v, q = small.rows(100, 1)
-    out = s.cache.append(s.seqs[0], k, v, 100, q, 2, 0.25)
-    return small.bits(out) + small.page_bytes(s.cache, s.seqs[0])
+    k, v, q = s.kind.rows(100, 1)
+    out = s.cache.append(s.seqs[0], k, v, 100, q, small.HEADS, 0.25, **s.kind.attend)
+    return small.bits(out) + s.kind.page_bytes(s.cache, s.seqs[0])
+
+
+def attended(s):
+    query = s.kind.rows(3, 2)[2][: 3 * small.HEADS * s.kind.widths[2]]
+    query = query.reshape(3, small.HEADS, -1)
+    return s.cache.attend(s.seqs[0], 0, query, small.HEADS, 0.25, **s.kind.attend).tobytes()
 
 
 def edited(s):
-    page = s.cache.edit(s.seqs[0], 0, 1, "k")
+    page = s.cache.edit(s.seqs[0], 0, 1, s.kind.segments[0])
     return page.array("codes").tobytes()
 
 
@@ -93,7 +108,7 @@ def opened(s):
 def matched(s):
     seq = s.cache.open()
     try:
-        return s.cache.match(seq, s.ids), small.page_bytes(s.cache, seq)
+        return s.cache.match(seq, s.ids), s.kind.page_bytes(s.cache, seq)
     except MemoryError:
         s.cache.release(seq)
         raise
@@ -101,7 +116,7 @@ def matched(s):
 
 def reencoded(s):
     seq = s.cache.reencode(s.seqs[0], s.other)
-    return s.other.length(seq), small.page_bytes(s.other, seq)
+    return s.other.length(seq), s.kind.page_bytes(s.other, seq)
 
 
 def new_matrix(s):
@@ -152,22 +167,28 @@ OPERATIONS = {
     "Cache.truncate": lambda s: s.window.truncate(s.fork, 150),
     "Cache.match": matched,
     "Cache.append": appended,
-    "Cache.attend": lambda s: s.cache.attend(s.seqs[0], 0, QUERY, 2, 0.25).tobytes(),
-    "Cache.decode": lambda s: s.cache.decode(s.seqs[0], 0, 1, "v").tobytes(),
+    "Cache.attend": attended,
+    "Cache.decode": lambda s: s.cache.decode(s.seqs[0], 0, 1, s.kind.segments[1]).tobytes(),
     "Cache.edit": edited,
     "Cache.reencode": reencoded,
     "Cache.check": lambda s: s.cache.check(),
     "step": step,
+    "step, routed": routed,
 }
 FEWER_LANES = {"Runtime", "Runtime.threads"}
+# Of the other kinds, what depends on a layer's kind.
+OF_LAYERS = ["Cache.fork", "Cache.truncate", "Cache.match", "Cache.append", "Cache.attend",
+             "Cache.decode", "Cache.edit", "Cache.reencode", "step", "step, routed"]  # fmt: skip
+CASES = [("heads", name) for name in OPERATIONS if name != "step, routed"]
+CASES += [(kind, name) for kind in MIXTURES for name in OF_LAYERS]
 
 
-@pytest.mark.parametrize("name", OPERATIONS)
-def test_every_allocation_fails_cleanly(name):
+@pytest.mark.parametrize(("kind", "name"), CASES)
+def test_every_allocation_fails_cleanly(kind, name):
     operation = OPERATIONS[name]
     gc.collect()
     start = small.live()
-    state = State()
+    state = State(kind)
     with small.fault(0):
         want = operation(state)
         sites = getattr(state, "sites", None) or _core.fault_count()
@@ -176,7 +197,7 @@ def test_every_allocation_fails_cleanly(name):
     survived = 0
     for mode in ("once", "from"):
         for n in range(1, sites + 1):
-            state = State()
+            state = State(kind)
             before = state.digest()
             with small.fault(n, mode):
                 try:
@@ -191,13 +212,31 @@ def test_every_allocation_fails_cleanly(name):
             else:
                 assert name in FEWER_LANES and got == want
                 survived += 1
-                state = State()
+                state = State(kind)
             assert operation(state) == want
             del state
     assert survived == 0 or name in FEWER_LANES
     assert survived > 0 or name not in FEWER_LANES
     gc.collect()
     assert small.live() == start
+
+
+@pytest.mark.parametrize("kind", MIXTURES)
+def test_every_allocation_of_a_program_fails_cleanly(kind):
+    """Over weights that are there: its tables, and the scratch of heads, experts and rows."""
+    weights, opened = KINDS[kind].model(_core.Runtime(1))
+    before, failed = (small.live(), weights.nbytes), 0
+    for n in range(1, 300):
+        try:
+            with small.fault(n):
+                opened().close()
+        except MemoryError as error:
+            failed += 1
+            assert "no memory" in str(error)
+            assert (small.live(), weights.nbytes) == before
+        else:
+            break
+    assert failed > 30 and small.live() == before[0]
 
 
 @pytest.mark.parametrize("idle", [3, 62])  # 62: the index, too, has to grow for the step
@@ -240,16 +279,21 @@ def test_a_failed_allocation_evicts_nothing(idle):
     pytest.fail("the step never fitted")
 
 
-def test_cancel_at_every_tile_boundary():
-    """Whatever the moment, nothing has changed and the next step gives the bits it always gives."""
-    state = State()
-    want = step(State())
+@pytest.mark.parametrize(
+    ("kind", "operation"),
+    [("heads", step), *((kind, operation) for kind in MIXTURES for operation in (step, routed))],
+)
+def test_cancel_at_every_tile_boundary(kind, operation):
+    """Whatever the moment, nothing has changed and the next step gives the bits it always gives.
+    (One thread, so that the one that calls meets every boundary.)"""
+    state = State(kind)
+    want = operation(State(kind))
     cancelled = 0
     for n in range(1, 10_000):
         before = state.digest()
         _core.cancel_after(n)
         try:
-            got = step(state)
+            got = operation(state)
         except KeyboardInterrupt:
             cancelled += 1
             assert state.digest() == before

@@ -5,16 +5,25 @@ figure that was measured is printed (pytest -s).
 """
 
 import re
+import signal
 import textwrap
 
+import numpy as np
 import pytest
+import tiny
+from kinds import KINDS, MIXTURES
 from small import SANITIZED
 from test_threads import child
+
+from octavo import _core
 
 pytestmark = pytest.mark.core
 
 PRELUDE = """
     import os, signal, threading, time
+    import kinds
+    how = {}
+    def digest(): return small.digest(cache, [seq])
     def interrupted(call, delay):
         "Seconds from the signal to the exception; None if the call was done before."
         sent, go, armed = [], threading.Event(), [True]
@@ -52,38 +61,45 @@ WIDE_MODEL = """
     cache = _core.Cache(runtime, tiny.layers("k8v4", kv_heads=4, dim=64), budget=1 << 28)
     ids = tiny.tokens(ROWS)
 """
+MIXTURE = """
+    runtime, kind = _core.Runtime(THREADS), kinds.KINDS["WHICH"]
+    program = kind.program(runtime, ROWS)
+    cache = kind.cache(runtime, budget=1 << 28)
+    ids = tiny.tokens(ROWS) % 40
+    def digest(): return kind.digest(cache, [seq])
+"""
+ROUTED = """
+    how = kind.route(lambda op, scores, chosen, gates: gates.fill(1.0))
+"""
 POINTS = """
+    def step(seq, ids, **more): return _core.step(program, cache, [(seq, ids, 0)], **how, **more)
     seq = cache.open()
-    _core.step(program, cache, [(seq, ids[:100], 100)])
-    before = small.page_bytes(cache, seq)
-    once = _core.step(program, cache, [(cache.fork(seq), ids[:3], 0)], logits=True)["logits"][0]
+    step(seq, ids[:100])
+    once = step(cache.fork(seq), ids[:3], logits=True)["logits"][0]
     start = time.perf_counter()
     warm = cache.open()
-    _core.step(program, cache, [(warm, ids, 0)])
+    step(warm, ids)
     cache.release(warm)
     whole = time.perf_counter() - start
     slowest, caught = 0.0, 0
     for i in range(3 * COUNT):
         if i >= COUNT and caught >= 3:
             break
-        items = [(seq, ids[:-100], 0)]
-        start = time.perf_counter()
-        took = interrupted(
-            lambda: _core.step(program, cache, items), whole * (i % COUNT + 0.3) / COUNT
-        )
+        before, start = digest(), time.perf_counter()
+        took = interrupted(lambda: step(seq, ids[:-100]), whole * (i % COUNT + 0.3) / COUNT)
         # A signal after the last look is raised by Python when the step is over and committed.
         if took is None or cache.length(seq) == len(ids):
             # It came late: the first call was slower than this one (other work on the machine).
             whole = min(whole, time.perf_counter() - start)
             cache.truncate(seq, 64); cache.release(seq); seq = cache.open()
-            _core.step(program, cache, [(seq, ids[:100], 100)])
+            step(seq, ids[:100])
             continue
         caught += 1
         slowest = max(slowest, took)
-        assert cache.length(seq) == 100 and small.page_bytes(cache, seq) == before
+        assert cache.length(seq) == 100 and digest() == before
         cache.check()
         fork = cache.fork(seq)
-        again = _core.step(program, cache, [(fork, ids[:3], 0)], logits=True)["logits"][0]
+        again = step(fork, ids[:3], logits=True)["logits"][0]
         np.testing.assert_array_equal(again, once)
         cache.release(fork)
     print(f"caught {caught} slowest {slowest * 1e3:.0f} ms")
@@ -95,6 +111,14 @@ def script(threads, rows, *parts):
     return code.replace("THREADS", str(threads)).replace("ROWS", str(rows))
 
 
+def caught_inside(rows, threads, points, *setup):
+    """Signals at `points` of a long prefill: how many found it, and the slowest answer in ms."""
+    parts = (*setup, POINTS.replace("COUNT", str(points)))
+    out = child(script(threads, rows, *parts), seconds=120)
+    print(f"\n{threads} threads: {out.strip()}")
+    return map(int, re.search(r"caught (\d+) slowest (\d+) ms", out).groups())
+
+
 @pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("model", ["long context", "wide model"])
 def test_interrupt_inside_a_long_prefill(model, threads):
@@ -102,11 +126,66 @@ def test_interrupt_inside_a_long_prefill(model, threads):
     if SANITIZED:  # a quarter of the work in every part of the code
         rows //= 4
         setup = setup.replace("512, 2048", "256, 1024")
-    out = child(script(threads, rows, setup, POINTS.replace("COUNT", "8")), seconds=120)
-    caught, slowest = map(int, re.search(r"caught (\d+) slowest (\d+) ms", out).groups())
-    print(f"\n{model}, {threads} threads: {out.strip()}")
+    caught, slowest = caught_inside(rows, threads, 8, setup)
     assert caught >= 3
     assert slowest < 2000 or SANITIZED
+
+
+@pytest.mark.parametrize(
+    ("kind", "threads", "how"),
+    [("latent", 2, ""), ("latent", 1, "routed"), ("windows", 2, "routed")],
+)
+def test_interrupt_inside_a_long_prefill_of_mixtures(kind, threads, how):
+    rows = 2048 if SANITIZED else 8192
+    setup = (MIXTURE.replace("WHICH", kind), ROUTED if how else "")
+    caught, slowest = caught_inside(rows, threads, 4, *setup)
+    assert caught >= 3
+    assert slowest < 2000 or SANITIZED
+
+
+def fail():
+    raise LookupError("mine")
+
+
+@pytest.mark.parametrize(
+    ("stop", "error"),
+    [(fail, LookupError), (lambda: signal.raise_signal(signal.SIGINT), KeyboardInterrupt)],
+    ids=["error", "Ctrl-C"],
+)
+@pytest.mark.parametrize("router", [0, 1])
+@pytest.mark.parametrize("kind", MIXTURES)
+def test_what_a_routing_function_raises_changes_nothing(kind, router, stop, error):
+    """At the first router and at the last, with a sequence of some pages and an empty one."""
+    kind, runtime, ids = KINDS[kind], _core.Runtime(2), tiny.tokens(300) % 40
+    program, cache = kind.program(runtime), kind.cache(runtime)
+    seqs = [cache.open() for _ in range(3)]
+    _core.step(program, cache, [(seqs[0], ids[:100], 100)])
+
+    def step(function):
+        items = [(seqs[0], ids[100:], 0), (seqs[1], ids[:3], 0)]
+        return _core.step(program, cache, items, logits=True, **kind.route(function))["logits"]
+
+    def good(op, scores, chosen, gates):
+        gates /= 2
+
+    def bad(op, scores, chosen, gates):
+        good(op, scores, chosen, gates)
+        seen.append(op)
+        if op == kind.routers[router]:
+            stop()
+
+    before, seen = kind.digest(cache, seqs), []
+    with pytest.raises(error):
+        step(bad)
+    assert seen == list(kind.routers[: router + 1])
+    assert kind.digest(cache, seqs) == before
+    cache.check()
+    got = step(good)
+    program, cache = kind.program(runtime), kind.cache(runtime)
+    seqs = [cache.open() for _ in range(3)]
+    _core.step(program, cache, [(seqs[0], ids[:100], 100)])
+    for a, b in zip(got, step(good), strict=True):
+        np.testing.assert_array_equal(a.view(np.uint32), b.view(np.uint32))
 
 
 def test_interrupt_while_another_thread_has_the_pool():
