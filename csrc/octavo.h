@@ -415,7 +415,8 @@ double oct_uniform(uint64_t seed, uint64_t sequence, uint64_t position);
 /* Fail the nth fallible call from now (1 = the next), once or from then on; 0 disarms. */
 void oct_fault(int64_t nth, bool from);
 int64_t oct_fault_count(void); /* fallible calls since the last oct_fault */
-/* Cancel a step at the nth tile boundary of its calling thread from now; 0 disarms. */
+/* Cancel a step at the nth boundary (the end of a tile or of a loop over tiles) that its calling
+ * thread meets from now; 0 disarms. */
 void oct_cancel_after(int64_t nth);
 #endif
 

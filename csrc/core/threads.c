@@ -73,6 +73,16 @@ static bool take(oct_pool *p, size_t *lo, size_t *hi)
     return true;
 }
 
+/* A boundary of the calling thread: whether the poll, every so often, says cancel. */
+static void look(oct_pool *p)
+{
+    if (!p->poll.ask) return;
+    if (oct_cancel_due()) atomic_store(&p->cancel, true);
+    if (oct_now_ns() - p->polled_ns <= POLL_NS) return;
+    if (p->poll.ask(p->poll.arg)) atomic_store(&p->cancel, true);
+    p->polled_ns = oct_now_ns();
+}
+
 static void claim(oct_pool *p, int lane)
 {
     for (;;) {
@@ -80,12 +90,7 @@ static void claim(oct_pool *p, int lane)
         if (atomic_load_explicit(&p->cancel, memory_order_relaxed)) return;
         if (!take(p, &lo, &hi)) return;
         p->fn(p->ctx, lo, hi, lane);
-        if (lane != 0 || !p->poll.ask) continue;
-        if (oct_cancel_due()) atomic_store(&p->cancel, true);
-        if (oct_now_ns() - p->polled_ns > POLL_NS) {
-            if (p->poll.ask(p->poll.arg)) atomic_store(&p->cancel, true);
-            p->polled_ns = oct_now_ns();
-        }
+        if (lane == 0) look(p);
     }
 }
 
@@ -151,6 +156,7 @@ static void run_loop(oct_pool *p, size_t n, size_t grain, bool shared, oct_task_
         oct_relax();
         if (spins > 20000) sched_yield(); /* a neighbour may hold the core that the worker needs */
     }
+    look(p); /* workers on a busy machine may leave the caller no task, loop after loop */
 }
 
 void oct_parallel(oct_pool *p, size_t n, size_t grain, oct_task_fn fn, void *ctx)

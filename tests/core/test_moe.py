@@ -449,8 +449,9 @@ def cancelled_after(n, model, cache, seq, ids):
 
 @needs_faults
 def test_cancelled_at_every_tile_boundary_nothing_has_changed():
-    """Boundaries are those of the thread that calls. Alone it meets all of them; beside another it
-    may meet few, or none where that one is always first: a step is cancelled, or it is whole."""
+    """Boundaries are those of the thread that calls. Alone it meets all of them; beside a worker,
+    which may be first at every tile, at least the end of every loop. A step is cancelled or whole.
+    """
     model, ids = Model(_core.Runtime(1), act="a8"), ids_of(150).astype(np.int32)
     want, cache = model.run(ids)[0], model.cache()
     seq, met = cache.open(), 0
@@ -464,3 +465,4 @@ def test_cancelled_at_every_tile_boundary_nothing_has_changed():
         got = cancelled_after(n, model, cache, cache.open(), ids)
         if got is not None:
             same(got, want)
+            assert n > 15, "a mixture and a head are more loops"
