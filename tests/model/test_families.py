@@ -1,5 +1,6 @@
 """Specs and programs of the families: numbers, names, permuted rows, and what is refused."""
 
+import time
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -9,10 +10,11 @@ from oracle import fixtures, forward
 
 from octavo.checkpoint import open_checkpoint
 from octavo.errors import CheckpointError, UnsupportedError
-from octavo.model import model_of
+from octavo.model import TensorUse, model_of, spec_of
 from octavo.model.dense import unpermuted_rows
 from octavo.model.fields import Fields
 from octavo.model.rope import frequencies, rope_from_config, rope_from_gguf
+from octavo.plan.configs import KNOWN
 
 
 class Tensor:
@@ -135,6 +137,12 @@ def test_lowering_uses_handles(tiny_llama):
         ({"llama__rope__scaling__type": "yarn"}, UnsupportedError, "yarn"),
         ({"llama__rope__dimension_count": 8}, UnsupportedError, "head_dim = 16"),
         ({"llama__rope__freq_base": -1.0}, CheckpointError, "freq_base"),
+        ({"llama__attention__key_length": 15}, CheckpointError, "key_length is 15; .* even"),
+        ({"llama__attention__key_length": 1 << 22, "llama__attention__head_count": 1 << 22},
+         CheckpointError, "at most 16777216 channels"),
+        ({"llama__attention__value_length": np.array([16, 16])}, UnsupportedError, "head_dim = 16"),
+        ({"llama__attention__head_count_kv": np.array([2, 1])}, UnsupportedError, "differs"),
+        ({"llama__attention__head_count_kv": np.array(["2", "2"])}, CheckpointError, "kv is"),
     ],
 )
 def test_gguf_refusals_name_what_is_wrong(tiny_llama, change, error, text):
@@ -154,6 +162,12 @@ def test_gguf_refusals_name_what_is_wrong(tiny_llama, change, error, text):
         ({"attention_bias": True}, CheckpointError, "bias"),
         ({"rope_scaling": {"rope_type": "dynamic"}}, UnsupportedError, "dynamic"),
         ({"rope_scaling": 7}, CheckpointError, "rope_scaling"),
+        ({"partial_rotary_factor": 0.5}, UnsupportedError, "partial_rotary_factor is 0.5"),
+        ({"rope_parameters": {"partial_rotary_factor": 0.25}}, UnsupportedError, "part of a head"),
+        ({"head_dim": 33}, CheckpointError, "head_dim is 33; legal: an even width"),
+        ({"hidden_size": [[64], [64, 64]]}, CheckpointError, "hidden_size"),
+        ({"hidden_size": [{}]}, CheckpointError, "hidden_size"),
+        ({"hidden_size": [None, 64]}, CheckpointError, "hidden_size"),
     ],
 )
 def test_config_refusals_name_what_is_wrong(tiny_qwen3, change, error, text):
@@ -190,6 +204,7 @@ def test_frequencies_are_rounded_once():
 
 LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
           "original_max_position_embeddings": 8192}  # fmt: skip
+YARN = {"rope_type": "yarn", "factor": 2.0, "original_max_position_embeddings": 64}
 
 
 def test_llama3_scaling_equals_the_oracle_and_its_description():
@@ -225,6 +240,31 @@ def test_rope_divisors_of_a_file(tiny_llama):
     for bad in (Tensor([9], np.ones(9)), Tensor([8], np.zeros(8)), Tensor([8], [np.nan] * 8)):
         with pytest.raises(CheckpointError, match="rope_freqs"):
             model_of(gguf_like(tiny_llama, {"rope_freqs.weight": bad}))
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize(
+    ("theta", "scaling", "says"),
+    [
+        (1.0, YARN, "rope_theta is 1.0"),
+        (1e-300, None, "rope_theta"),
+        (1e4, {"type": "linear", "factor": 0.5}, "turns by 2 radians"),
+        (1e4, {"type": "linear", "factor": 5e-324}, "factor"),
+        (1e4, YARN | {"factor": 5e-324}, "factor"),
+        (1e4, YARN | {"beta_fast": 5e-324}, "beta_fast"),
+        (1e4, LLAMA3 | {"factor": 5e-324}, "factor"),
+    ],
+)
+def test_bases_and_factors_that_no_angle_comes_of_are_refused(theta, scaling, says):
+    config = Fields({"rope_theta": theta, "rope_scaling": scaling}, "t")
+    with pytest.raises(CheckpointError, match=says):
+        rope_from_config(config, 64)
+
+
+@pytest.mark.filterwarnings("error")
+def test_stored_divisors_too_small_are_refused():
+    with pytest.raises(CheckpointError, match="radians a token"):
+        rope_from_gguf(Fields({}, "t", "a."), 32, np.full(16, 1e-45, np.float32))
 
 
 @pytest.mark.parametrize("change", [{"factor": 0}, {"factor": "8"}, {"high_freq_factor": 0.5},
@@ -283,3 +323,43 @@ def test_which_layers_of_qwen3_moe_have_experts(tmp_path):
         assert [n for n in range(4) if not other.is_moe(n)] == list(dense)
     moe = program.ops[4]
     assert moe.matrices[7] == tuple(f"layers.0.moe.7.{p}" for p in ("gate", "up", "down"))
+
+
+def test_long_lists_of_dense_layers_are_read_at_once():
+    """Each layer was looked up in the list: some 20 seconds for this one."""
+    config = {"architectures": ["Qwen3MoeForCausalLM"], "num_hidden_layers": 4096,
+              "decoder_sparse_step": 4096, "mlp_only_layers": [0] * 300_000,
+              "num_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 32,
+              "vocab_size": 300, "hidden_size": 64, "num_attention_heads": 4,
+              "intermediate_size": 96, "max_position_embeddings": 64,
+              "rms_norm_eps": 1e-6}  # fmt: skip
+    start = time.process_time()
+    assert spec_of(config, "t").moe.dense == frozenset(range(4095))
+    assert time.process_time() - start < 5
+
+
+def test_parameters_do_not_wrap_around():
+    spec = spec_of(KNOWN["kimi-k2"].config, "t")
+    wide = TensorUse("embed", "embed", (1 << 40, 1 << 30))
+    assert replace(spec, uses=(wide,)).parameters == 1 << 70
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "says"),
+    [
+        ({"n_group": None}, CheckpointError, "n_group is missing"),
+        ({"topk_group": None}, CheckpointError, "topk_group is missing"),
+        ({"routed_scaling_factor": None}, CheckpointError, "routed_scaling_factor is missing"),
+        ({"rope_interleave": False}, UnsupportedError, "rope_interleave is False"),
+    ],
+)
+def test_what_codes_do_not_agree_on_has_no_default(change, error, says):
+    with pytest.raises(error, match=says):
+        spec_of(KNOWN["deepseek-v3"].config | change, "t")
+
+
+def test_gates_are_divided_by_their_sum_unless_the_config_says_no():
+    known = KNOWN["deepseek-v3"].config
+    absent = {k: v for k, v in known.items() if k != "norm_topk_prob"}
+    assert spec_of(absent, "t").moe.renorm
+    assert not spec_of(known | {"norm_topk_prob": False}, "t").moe.renorm

@@ -67,6 +67,7 @@ def _refuse(config: Fields) -> None:
     config.refuse("attention_bias", (False,), "a bias in attention")
     config.refuse("scoring_func", ("sigmoid",), "another score of the router")
     config.refuse("topk_method", ("noaux_tc",), "another choice of experts")
+    config.refuse("rope_interleave", (True,), "rotating halves of a head")
 
 
 def _latent(config: Fields) -> Latent:
@@ -90,8 +91,9 @@ def _mixture(config: Fields, layers: int) -> Mixture | None:
     count, top, inner = dense_config.mixture_sizes(
         config, "n_routed_experts", "moe_intermediate_size"
     )
-    groups = config.integer("n_group", most=count, default=1)
-    kept = config.integer("topk_group", most=groups, default=groups)
+    # No defaults: where a config leaves these out, codes that read it do not agree.
+    groups = config.integer("n_group", most=count)
+    kept = config.integer("topk_group", most=groups)
     if count % groups:
         raise config.bad("n_group", groups, f"a divisor of n_routed_experts = {count}")
     if groups > 1 and count // groups < 2:
@@ -104,8 +106,8 @@ def _mixture(config: Fields, layers: int) -> Mixture | None:
     return Mixture(
         count, top, inner,
         score="sigmoid",
-        renorm=config.flag("norm_topk_prob"),
-        scale=config.number("routed_scaling_factor", 0.0, 1e6, default=1.0),
+        renorm=config.flag("norm_topk_prob", True),
+        scale=config.number("routed_scaling_factor", 0.0, 1e6),
         groups=groups,
         groups_kept=kept,
         dense=frozenset(n for n in range(layers) if n < first or n % every),

@@ -15,7 +15,7 @@ import numpy.typing as npt
 from octavo.errors import CheckpointError
 
 from .dense import BIASED, GGUF_NAMES, HF_NAMES, biases_in, tensor_uses, vocabulary
-from .fields import MAX_LAYERS, Fields
+from .fields import MAX_LAYERS, MAX_WIDTH, Fields
 from .rope import rope_from_config, rope_from_gguf
 from .spec import Mixture, ModelSpec
 
@@ -40,7 +40,7 @@ def from_gguf(
     """
     hidden = meta.integer("embedding_length")
     heads = meta.integer("attention.head_count")
-    head_dim = meta.integer("attention.key_length", default=None) or _head_dim(meta, hidden, heads)
+    head_dim = _head_dim(meta, "attention.key_length", hidden, heads)
     for key in ("attention.value_length", "rope.dimension_count"):
         meta.refuse(key, (head_dim,), f"a width other than head_dim = {head_dim}")
     meta.refuse("expert_count", (0,), "a mixture of experts")
@@ -99,7 +99,7 @@ def from_hf(
     """
     hidden = config.integer("hidden_size")
     heads = config.integer("num_attention_heads")
-    head_dim = config.integer("head_dim", default=None) or _head_dim(config, hidden, heads)
+    head_dim = _head_dim(config, "head_dim", hidden, heads)
     config.refuse("hidden_act", (hidden_act,), "another activation")
     config.refuse("mlp_bias", (False,), "a bias in the MLP")
     config.refuse("use_sliding_window", (False,), "sliding-window attention")
@@ -145,13 +145,18 @@ def mixture_sizes(config: Fields, experts: str, inner: str) -> tuple[int, int, i
     return count, top, config.integer(inner)
 
 
-def _head_dim(fields: Fields, hidden: int, heads: int) -> int:
-    if hidden % heads or hidden // heads % 2:
+def _head_dim(fields: Fields, key: str, hidden: int, heads: int) -> int:
+    given = fields.integer(key, default=None)
+    if given is None and (hidden % heads or hidden // heads % 2):
         raise CheckpointError(
             f"{fields.source}: hidden width {hidden} over {heads} heads; "
             "legal: an even whole number of channels per head, or an explicit head width"
         )
-    return hidden // heads
+    dim = hidden // heads if given is None else given
+    if dim % 2 or heads * dim > MAX_WIDTH:
+        legal = f"an even width, and at most {MAX_WIDTH} channels in {heads} heads"
+        raise fields.bad(key, dim, legal)
+    return dim
 
 
 def _kv_heads(fields: Fields, key: str, heads: int) -> int:

@@ -79,6 +79,8 @@ class Fields:
     def refuse(self, key: str, legal: tuple[Any, ...], why: str) -> None:
         """Raise `UnsupportedError` if the key is there with another value than `legal` lists."""
         value = self.get(key)
+        if isinstance(value, np.ndarray):
+            value = value.tolist()
         if value is not None and value not in legal:
             raise UnsupportedError(
                 f"{self.source}: {self.prefix}{key} is {value!r:.80}: {why} is not built; "
@@ -97,7 +99,10 @@ class Fields:
         return value
 
     def _shared(self, key: str, values: Any) -> Any:
-        distinct = set(np.asarray(values).ravel().tolist())
+        listed = values.tolist() if isinstance(values, np.ndarray) else values
+        if not all(type(value) is int for value in listed):
+            raise self.bad(key, listed, "an integer, or one of each layer")
+        distinct = set(listed)
         if len(distinct) != 1:
             raise UnsupportedError(
                 f"{self.source}: {self.prefix}{key} differs between layers "

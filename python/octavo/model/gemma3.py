@@ -14,7 +14,7 @@ import numpy as np
 from . import dense_config
 from .dense import HF_NAMES, program_of
 from .fields import MAX_LAYERS, Fields
-from .rope import rope_from_config
+from .rope import THETA, rope_from_config
 from .spec import ModelSpec
 from .windows import windows_of
 
@@ -83,7 +83,7 @@ def _period(config: Fields) -> int:
 
 def _rotated(config: Fields, kind: str, theta: str) -> Fields:
     """Return the config as one kind of layer rotates; newer ones have an object for each kind."""
-    values = dict(config.values) | {"rope_theta": config.number(theta, 0.0, 1e12)}
+    values = dict(config.values) | {"rope_theta": config.number(theta, *THETA)}
     kinds = config.get("rope_parameters")
     if isinstance(kinds, dict) and kind in kinds:
         values["rope_parameters"] = kinds[kind]

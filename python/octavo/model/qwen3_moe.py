@@ -29,4 +29,4 @@ def _dense(config: Fields) -> frozenset[int]:
     good = isinstance(listed, list) and all(type(n) is int and 0 <= n < layers for n in listed)
     if not good:
         raise config.bad("mlp_only_layers", listed, f"a list of layers from 0 to {layers - 1}")
-    return frozenset(n for n in range(layers) if n in listed or (n + 1) % step)
+    return frozenset(listed) | {n for n in range(layers) if (n + 1) % step}

@@ -9,20 +9,21 @@ from dataclasses import replace
 import numpy as np
 import numpy.typing as npt
 
-from octavo.errors import UnsupportedError
+from octavo.errors import CheckpointError, UnsupportedError
 
 from .fields import Fields
 from .spec import Rope
 
-_THETA = (0.0, 1e12)
-_FACTOR = (0.0, 1e6)
+THETA = (1.0, 1e12)
+_FACTOR = (1e-6, 1e6)
 
 
 def frequencies(dim: int, theta: float, divisors: npt.ArrayLike = 1.0) -> Rope:
     """Return the half-split `Rope` of `dim` channels, frequencies divided by `divisors`."""
     exact = np.float64(theta) ** (-np.arange(0, dim, 2, dtype=np.float64) / dim)
-    exact = exact / np.asarray(divisors, dtype=np.float64)
-    return Rope(freq=exact.astype(np.float32).astype(np.float64))
+    with np.errstate(over="ignore"):  # what is that fast is refused: `_checked`
+        rounded = (exact / np.asarray(divisors, dtype=np.float64)).astype(np.float32)
+    return Rope(freq=rounded.astype(np.float64))
 
 
 def llama3_divisors(dim: int, theta: float, scaling: Fields) -> npt.NDArray[np.float64]:
@@ -51,7 +52,7 @@ def _corrections(dim: int, theta: float, scaling: Fields) -> tuple[float, float]
         return dim * math.log(original / (2 * math.pi * turns)) / (2 * math.log(theta))
 
     low, high = (
-        pair(scaling.number(key, 0.0, 1e6, default=default))
+        pair(scaling.number(key, *_FACTOR, default=default))
         for key, default in (("beta_fast", 32.0), ("beta_slow", 1.0))
     )
     if scaling.flag("truncate", True):
@@ -107,28 +108,44 @@ def rope_from_config(config: Fields, dim: int, theta: float = 10000.0) -> Rope:
     `theta` is what the family's configs take where they have no ``rope_theta``.
     """
     scaling = _scaling(config)
-    theta = scaling.number("rope_theta", *_THETA, default=None) or config.number(
-        "rope_theta", *_THETA, default=theta
+    theta = scaling.number("rope_theta", *THETA, default=None) or config.number(
+        "rope_theta", *THETA, default=theta
     )
+    for fields in (config, scaling):
+        fields.refuse("partial_rotary_factor", (1,), "rotating a part of a head")
     kind = scaling.text("rope_type", scaling.text("type", "default"))
+    rope = _checked(frequencies(dim, theta, _divisors(kind, dim, theta, scaling)), scaling)
+    return replace(rope, mscale=_yarn_mscale(scaling)) if kind == "yarn" else rope
+
+
+def _divisors(kind: str, dim: int, theta: float, scaling: Fields) -> npt.ArrayLike:
     if kind == "default":
-        return frequencies(dim, theta)
+        return 1.0
     if kind == "linear":
-        return frequencies(dim, theta, scaling.number("factor", *_FACTOR))
+        return scaling.number("factor", *_FACTOR)
     if kind == "llama3":
-        return frequencies(dim, theta, llama3_divisors(dim, theta, scaling))
+        return llama3_divisors(dim, theta, scaling)
     if kind == "yarn":
-        exact = frequencies(dim, theta, yarn_divisors(dim, theta, scaling))
-        return replace(exact, mscale=_yarn_mscale(scaling))
+        return yarn_divisors(dim, theta, scaling)
     raise UnsupportedError(
-        f"{config.source}: rope_scaling type {kind!r:.40} is not built; "
+        f"{scaling.source} type {kind!r:.40} is not built; "
         "supported: 'default', 'linear', 'llama3', 'yarn'"
     )
 
 
+def _checked(rope: Rope, scaling: Fields) -> Rope:
+    """Hold every pair to what the core's reduction of angles is made for."""
+    fastest = rope.freq.max()
+    if not fastest <= 1.0:
+        raise CheckpointError(
+            f"{scaling.source}: a pair turns by {fastest:g} radians a token; legal: at most 1"
+        )
+    return rope
+
+
 def rope_from_gguf(meta: Fields, dim: int, divisors: npt.NDArray[np.float32] | None) -> Rope:
     """Return the `Rope` of GGUF metadata; `divisors` are the values of ``rope_freqs.weight``."""
-    theta = meta.number("rope.freq_base", *_THETA, default=10000.0)
+    theta = meta.number("rope.freq_base", *THETA, default=10000.0)
     kind = meta.text("rope.scaling.type", "none")
     if kind not in ("none", "linear"):
         raise UnsupportedError(
@@ -139,4 +156,4 @@ def rope_from_gguf(meta: Fields, dim: int, divisors: npt.NDArray[np.float32] | N
     if kind == "linear":
         factor = meta.number("rope.scaling.factor", *_FACTOR, default=factor)
     scale = np.float64(factor)
-    return frequencies(dim, theta, scale if divisors is None else divisors * scale)
+    return _checked(frequencies(dim, theta, scale if divisors is None else divisors * scale), meta)

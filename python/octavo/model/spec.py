@@ -5,6 +5,7 @@ in `dense` turns it into a flat list of semantic ops over named buffers and name
 here knows of the C core: `octavo.engine` resolves names to handles.
 """
 
+import math
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -213,7 +214,7 @@ class ModelSpec:
     @property
     def parameters(self) -> int:
         """Number of weights (a tied matrix counted once)."""
-        return sum(int(np.prod(use.shape)) for use in self.uses)
+        return sum(math.prod(use.shape) for use in self.uses)
 
     def mixture(self, layer: int) -> Mixture | None:
         """Return the mixture of experts of this layer, None where its MLP is a plain one."""
