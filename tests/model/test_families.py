@@ -138,8 +138,11 @@ def test_lowering_uses_handles(tiny_llama):
         ({"llama__rope__dimension_count": 8}, UnsupportedError, "head_dim = 16"),
         ({"llama__rope__freq_base": -1.0}, CheckpointError, "freq_base"),
         ({"llama__attention__key_length": 15}, CheckpointError, "key_length is 15; .* even"),
-        ({"llama__attention__key_length": 1 << 22, "llama__attention__head_count": 1 << 22},
-         CheckpointError, "at most 16777216 channels"),
+        (
+            {"llama__attention__key_length": 1 << 22, "llama__attention__head_count": 1 << 22},
+            CheckpointError,
+            "at most 16777216 channels",
+        ),
         ({"llama__attention__value_length": np.array([16, 16])}, UnsupportedError, "head_dim = 16"),
         ({"llama__attention__head_count_kv": np.array([2, 1])}, UnsupportedError, "differs"),
         ({"llama__attention__head_count_kv": np.array(["2", "2"])}, CheckpointError, "kv is"),
