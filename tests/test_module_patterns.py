@@ -18,7 +18,7 @@ PATTERNS = [
     "a?b", "", "()", "(a|)b", "[a-c]+$", "[^a]", "[^]a]+$", r"[\d.]*x", "(a(b(c)?)?)?$", "x|y|",
     r".*\.(0|1)\.(?:mlp|self_attn)\..*", ".*?head$", r"[b\]]+c", "(a*)*b", "(a+)+$", r"\Dm", "}",
     r".*layers\.[0-9]+\.mlp.*_proj$", "vision_tower.*", r"\S+\s?$", "((a|b)*c|abc)$", "]",
-    "(ab|a)(c|bc)$", r"\w+-\w$",
+    "(ab|a)(c|bc)$", r"\w+-\w$", "$$", "a$b*$", "((a|$)b*$)+$",
 ]  # fmt: skip
 
 
@@ -90,7 +90,8 @@ def test_names_are_whole_or_behind_the_prefix():
     assert not any(name in ignored for name in others)
 
 
-@pytest.mark.parametrize("pattern", ["a(", "a)", "(a", "[a", "*a", "a|*", "a\\", "[z-a]", "(?:a"])
+@pytest.mark.parametrize("pattern", ["a(", "a)", "(a", "[a", "*a", "a|*", "a\\", "[z-a]", "(?:a",
+                                     "a$*", "$+?", "$?"])  # fmt: skip
 def test_malformed_patterns_are_refused(pattern):
     with pytest.raises(re.error):
         re.compile(pattern)

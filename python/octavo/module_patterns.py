@@ -18,7 +18,7 @@ MAX_WORK = 1 << 19  # places looked at in steps that are not remembered yet
 # Before the name of every tensor of a text model that is a part of a larger one.
 TEXT_PREFIX = "language_model."
 _LINEAR = "Linear"
-_END = "\0"  # stands behind every name, and in none
+_END = "\0"  # stands behind every name, once for each $, and in none
 _ESCAPES = set("dDsSwW")
 _READ = r"literals, . \d \w \s [...] (...) (?:...) | * + ?, ^ at the start, $"
 
@@ -64,6 +64,7 @@ class ModulePatterns:
         self._masks: dict[str, int] = {}
         self._work = 0
         first = self._read([e[3:] for e in listed if e.startswith("re:")])
+        self._ends = _END * self._tokens.count(None)
         self._rows: dict[int, dict[Any, Any]] = {}
         self._no: dict[Any, Any] = {None: 0}
         self._yes: dict[Any, Any] = {None: 0}
@@ -78,7 +79,7 @@ class ModulePatterns:
         if self._all or name in self._names or text_name(name) in self._names:
             return True
         row, yes, no = self._start, self._yes, self._no
-        for char in name + _END:
+        for char in name + self._ends:
             row = row.get(char) or self._step(row, char)
             if row is yes:
                 return True
@@ -203,6 +204,8 @@ class _Parser:
         if char == "[":
             return self._place(self._compiled(start, self._class_end()))
         if char == "$":
+            if self._peek() in ("*", "+", "?"):
+                raise self._malformed(f"{self._peek()} after $")
             return self._place(None)
         if char == "\\":
             self._at += 1
