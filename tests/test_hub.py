@@ -125,6 +125,7 @@ def test_two_processes_at_once_both_succeed(cache, wheel):
         ("gpt", ValueError, "Known: .*smollm2-135m"),
         ("absent.gguf", FileNotFoundError, "absent.gguf"),
         ("./absent", FileNotFoundError, "absent"),
+        ("~of-nobody-at-all/x", FileNotFoundError, "no such file"),
         ("", FileNotFoundError, "smollm2-135m"),
         ("a\0b", FileNotFoundError, "smollm2-135m"),
     ],

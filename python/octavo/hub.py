@@ -258,7 +258,7 @@ def resolve(name_or_path=None, *, progress=True):
     text = os.fsdecode(name_or_path)
     if text in MODELS:  # before paths: a folder of that name must not change what a name means
         return pull(text, progress=progress)
-    path = Path(text).expanduser()
+    path = Path(os.path.expanduser(text))  # an unknown user's stays as it is
     if text and "\0" not in text and path.exists():
         return path
     looks_local = path.suffix in {".gguf", ".safetensors"} or text[:1] in {"/", ".", "~", "\\"}

@@ -225,6 +225,8 @@ def test_plans_are_refused_where_they_mean_nothing():
             flight.plan(memory)
     with pytest.raises(ValueError, match=r"plan: the judging record is of 'flight record'"):
         flight.plan(100, on=random_flight(experts=7))
+    with pytest.raises(TypeError, match="plan: on must be a Flight, not int"):
+        flight.plan(100, on=3)
 
 
 # ---- records ---------------------------------------------------------------------------------
@@ -274,7 +276,9 @@ def test_some_rows_are_a_record_too():
     [
         ({"array": np.zeros(3)}, TypeError, r"array is float64 \[3\]"),
         ({"array": np.zeros((2, 2), RECORD)}, TypeError, r"\[2, 2\]"),
+        ({"array": [1, 2]}, TypeError, "array must be an array, not list"),
         ({"nbytes": np.ones((2, 4))}, TypeError, "expert_bytes is float64"),
+        ({"nbytes": np.zeros((2, 4), int)}, ValueError, "expert_bytes has 0; legal: 1 and more"),
         ({"nbytes": np.ones((2, 0), int)}, TypeError, r"int64 \[2, 0\]"),
         ({"layers": (1,)}, ValueError, r"layers are \[1\]; legal: 2"),
         ({"layers": (2, 1)}, ValueError, "ascending"),

@@ -69,6 +69,8 @@ class Flight(Shown):
         self._array.setflags(write=False)
 
     def _check(self, array: npt.NDArray[Any]) -> None:
+        if not isinstance(array, np.ndarray):
+            raise TypeError(f"Flight: array must be an array, not {type(array).__name__}")
         if array.dtype != RECORD or array.ndim != 1:
             raise TypeError(
                 f"Flight: array is {array.dtype} {list(array.shape)}; legal: {RECORD}, one row each"
@@ -79,6 +81,8 @@ class Flight(Shown):
                 f"Flight: expert_bytes is {table.dtype} {list(table.shape)}; "
                 "legal: int64 [layers, experts]"
             )
+        if (table < 1).any():
+            raise ValueError(f"Flight: expert_bytes has {table.min()}; legal: 1 and more")
         if len(layers) != len(table) or sorted({*layers}) != [*layers]:
             raise ValueError(
                 f"Flight: layers are {list(layers)}; legal: {len(table)} of them, ascending"
@@ -222,6 +226,8 @@ class Flight(Shown):
             For a budget that is none, or a record of another model.
         """
         budget, judge = parse_bytes(memory, "plan: memory"), self if on is None else on
+        if not isinstance(judge, Flight):
+            raise TypeError(f"plan: on must be a Flight, not {type(judge).__name__}")
         same = np.array_equal(judge.expert_bytes, self.expert_bytes)
         if judge.layers != self.layers or not same:
             raise ValueError(

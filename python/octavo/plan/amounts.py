@@ -1,6 +1,5 @@
 """Amounts that users type: bytes of memory, and bytes per second."""
 
-import math
 import re
 from typing import Any
 
@@ -57,7 +56,7 @@ def parse_rate(rate: Any, what: str = "bandwidth") -> float:
         raise TypeError(f"{what} must be a number or a str, not {type(rate).__name__}")
     else:
         value = rate
-    if not (math.isfinite(value) and 0 < value <= _MOST_RATE):
+    if not 0 < value <= _MOST_RATE:  # nor NaN
         raise ValueError(f"{what} is {rate!r:.40}; legal: above 0, at most 1e18 bytes per second")
     return float(value)
 

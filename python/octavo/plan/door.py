@@ -158,7 +158,7 @@ def _of_name(model: Any) -> _Found:
     text = os.fsdecode(model)
     if text.lower() in KNOWN:  # before paths, as `hub.resolve` does
         return _of_known(text.lower())
-    path = Path(hub.resolve(text) if text in hub.MODELS else text).expanduser()
+    path = Path(hub.resolve(text) if text in hub.MODELS else os.path.expanduser(text))
     if not text or "\0" in text or not path.exists():
         raise _missing(text, path)
     if path.is_dir():
