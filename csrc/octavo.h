@@ -265,8 +265,8 @@ typedef enum {
 /* MOE. Router logits = w[0] n + bias[0], always in float32; choice and gates g as oct_route_args
  * says, bias[1] selecting only, `scale` of the op the factor of the gates. With F_e(n) = down
  * act(gate n, up n) of expert e, each of the three with its bias, y = fma(g_e, F_e(n), y) over the
- * chosen, ascending, from 0; then out[0] += y. out[1], experts + 2 * top wide, becomes the router's record: scores, then the ids
- * chosen (as floats), then their gates. */
+ * chosen, ascending, from 0; then out[0] += y. out[1], experts + 2 * top wide, becomes the router's
+ * record: scores, then the ids chosen (as floats), then their gates. */
 typedef struct {
     int experts, top;
     int groups, groups_kept; /* 1, 1: none */
