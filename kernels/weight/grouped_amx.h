@@ -6,7 +6,9 @@
  * memory to the float step, which is the one of the other columns: one fma per group, k ascending.
  * So the sums wait in L1, and three units work at once on different groups: dots, stores (of the
  * sums of the group before last, of a8x2 of the last), and float steps (of the one before that).
- * Tiles of few rows are left to the AVX-512 column, which gives the same bits. */
+ * A single strip, as an expert's rows often are, unpacks nothing twice: it takes 16 channels at a
+ * time with their sums in registers, and unpacks beside the other three. Tiles of few rows are left
+ * to the AVX-512 column, which gives the same bits. */
 #include "kernels/ahead.h"
 #include "kernels/simd/tiles_amx.h"
 #include "kernels/weight/lines_avx512.h"
@@ -18,7 +20,10 @@ enum {
     PANEL_HALF = 8 * LINE_BYTES,
     PANEL_BYTES = 2 * PANEL_HALF,
     SUMS = MR * HALF_N,      /* int32 of a C tile */
-    FEW_ROWS = 8             /* most rows of a tile that vectors take in less time */
+    STRIP_GROUPS = 64,       /* a window of a single strip */
+    RING = 4,                /* of its halves in flight */
+    FEW_ROWS = 8,            /* most rows of a tile that vectors take in less time */
+    FEW_ROWS_X2 = 6
 };
 
 /* What the rows of a tile bring to every column block, for groups [from, from + groups), as the
@@ -55,26 +60,31 @@ typedef struct {
 
 /* ---- the panel ---- */
 
-/* A window of stored groups as signed bytes [group][half][8 lines][16 channels][4]. */
+/* Half h of a stored group as signed bytes [8 lines][16 channels][4]. */
+OCT_INLINE void fill_half(const uint8_t *group, int h, int8_t *to)
+{
+    const uint8_t *line = group + h * HALF_BYTES;
+    const __m512i zero = HAS_ZERO ? zeros16(group, h)
+                                  : _mm512_set1_epi8((char)(HAS_MIN ? 0 : ZERO_CODE));
+#pragma GCC unroll 4
+    for (int i = 0; i < 8; i += 2, to += 2 * LINE_BYTES) {
+        __m512i w[2];
+        if (CODE_BITS == 4) {
+            split_line(line + i / 2 * LINE_BYTES, w);
+        } else {
+            w[0] = _mm512_loadu_si512(line + i * LINE_BYTES);
+            w[1] = _mm512_loadu_si512(line + (i + 1) * LINE_BYTES);
+        }
+        _mm512_store_si512(to, _mm512_sub_epi8(w[0], zero));
+        _mm512_store_si512(to + LINE_BYTES, _mm512_sub_epi8(w[1], zero));
+    }
+}
+
+/* A window of stored groups, half by half. */
 static void fill_panel(const uint8_t *group, int groups, int8_t *to)
 {
     for (int g = 0; g < groups; g++, group += GROUP_BYTES)
-        for (int h = 0; h < 2; h++) {
-            const uint8_t *line = group + h * HALF_BYTES;
-            const __m512i zero = HAS_ZERO ? zeros16(group, h)
-                                          : _mm512_set1_epi8((char)(HAS_MIN ? 0 : ZERO_CODE));
-            for (int i = 0; i < 8; i += 2, to += 2 * LINE_BYTES) {
-                __m512i w[2];
-                if (CODE_BITS == 4) {
-                    split_line(line + i / 2 * LINE_BYTES, w);
-                } else {
-                    w[0] = _mm512_loadu_si512(line + i * LINE_BYTES);
-                    w[1] = _mm512_loadu_si512(line + (i + 1) * LINE_BYTES);
-                }
-                _mm512_store_si512(to, _mm512_sub_epi8(w[0], zero));
-                _mm512_store_si512(to + LINE_BYTES, _mm512_sub_epi8(w[1], zero));
-            }
-        }
+        for (int h = 0; h < 2; h++, to += PANEL_HALF) fill_half(group, h, to);
 }
 
 /* ---- what rows bring ---- */
@@ -250,6 +260,97 @@ OCT_INLINE void run_strips(const oct_linear_args *a, oct_tile t, strips *s, scra
     }
 }
 
+/* ---- a single strip ---- */
+
+/* Unit i's products, of group g: rows by panel. */
+OCT_INLINE void dot_group(const strips *s, const int8_t *panel, int i, int g, const oct_act act)
+{
+    const size_t at = (size_t)g * OCT_GROUP;
+    OCT_TILE_LOAD(4, s->hi + at, s->kp);
+    if (act == OCT_A8X2) OCT_TILE_LOAD(5, s->lo + at, s->kp);
+    OCT_TILE_LOAD(6, panel, LINE_BYTES);
+    if (i % 2) {
+        DOT(1, 4, 6);
+        if (act == OCT_A8X2) DOT(3, 5, 6);
+    } else {
+        DOT(0, 4, 6);
+        if (act == OCT_A8X2) DOT(2, 5, 6);
+    }
+}
+
+OCT_INLINE void store_group(int32_t *sums, int i, const oct_act act)
+{
+    if (i % 2) {
+        STORE(1, 0);
+        if (act == OCT_A8X2) STORE(3, 1);
+    } else {
+        STORE(0, 0);
+        if (act == OCT_A8X2) STORE(2, 1);
+    }
+}
+
+/* A window's half 0 and then its half 1, with the sums of up to `rows` rows in registers; those past
+ * s->rows are of whatever lies there, and nobody reads them. */
+OCT_INLINE void strip_rows(strips *s, scratch *l, const int rows, const oct_act act)
+{
+    const int n = s->groups;
+    __m512 acc[MR];
+    float *at = s->acc;
+#pragma GCC unroll 16
+    for (int r = 0; r < rows; r++) acc[r] = _mm512_load_ps(at + r * OCT_BLOCK_N);
+    for (int i = 0; i < 2 * n + 3; i++) {
+        const int dot = i - 1, store = i - 2, add = i - 3;
+        if (i < 2 * n) {
+            oct_ask(&s->ask, 1);
+            fill_half(s->group + (size_t)(i < n ? i : i - n) * GROUP_BYTES, i >= n,
+                      l->panel + i % RING * PANEL_HALF);
+        }
+        if (dot >= 0 && dot < 2 * n)
+            dot_group(s, l->panel + dot % RING * PANEL_HALF, dot, dot < n ? dot : dot - n, act);
+        if (store >= 0 && store < 2 * n)
+            store_group(l->sums[0] + store % RING * 2 * SUMS, store, act);
+        if (add < 0) continue;
+        const int h = add >= n, g = h ? add - n : add;
+        const uint8_t *group = s->group + (size_t)g * GROUP_BYTES;
+        const int32_t *sums = l->sums[0] + add % RING * 2 * SUMS;
+        const float *row = s->scale + g * MR, *sum = s->sum + g * MR;
+        const __m512 scale = widen16(group + SCALES_AT + h * 32, s->scale_type);
+        const __m512 min = HAS_MIN ? widen16(group + EXTRA_AT + h * 32, s->scale_type) : scale;
+        if (add == n) {
+#pragma GCC unroll 16
+            for (int r = 0; r < rows; r++) {
+                _mm512_store_ps(at + r * OCT_BLOCK_N, acc[r]);
+                acc[r] = _mm512_load_ps(at + r * OCT_BLOCK_N + HALF_N);
+            }
+            at += HALF_N;
+        }
+#pragma GCC unroll 16
+        for (int r = 0; r < rows; r++) {
+            __m512i dots = _mm512_load_si512(sums + r * HALF_N);
+            if (act == OCT_A8X2)
+                dots = _mm512_add_epi32(_mm512_slli_epi32(dots, 7),
+                                        _mm512_load_si512(sums + SUMS + r * HALF_N));
+            const __m512 by =
+                act == OCT_A8G32 ? _mm512_mul_ps(scale, _mm512_set1_ps(row[r])) : scale;
+            acc[r] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dots), by, acc[r]);
+            if (HAS_MIN) acc[r] = _mm512_fmadd_ps(_mm512_set1_ps(sum[r]), min, acc[r]);
+        }
+    }
+#pragma GCC unroll 16
+    for (int r = 0; r < rows; r++) _mm512_store_ps(at + r * OCT_BLOCK_N, acc[r]);
+}
+
+OCT_INLINE void run_strip(strips *s, scratch *l, const oct_act act)
+{
+    switch ((s->rows + 1) / 2) {
+    case 1: case 2: case 3: case 4: strip_rows(s, l, 8, act); break;
+    case 5: strip_rows(s, l, 10, act); break;
+    case 6: strip_rows(s, l, 12, act); break;
+    case 7: strip_rows(s, l, 14, act); break;
+    default: strip_rows(s, l, MR, act); break;
+    }
+}
+
 /* Groups [g, g + groups) of a tile, added to l->acc. */
 OCT_INLINE void tile_groups(const oct_linear_args *a, oct_tile t, scratch *l, int g, int groups,
                             const oct_act act)
@@ -260,7 +361,7 @@ OCT_INLINE void tile_groups(const oct_linear_args *a, oct_tile t, scratch *l, in
     int longer;
     const int all = strips_of(t.rows, &longer), rows = t.rows / all;
     strips s = {.groups = groups, .panel = l->panel, .kp = (size_t)x->kp, .acc = l->acc};
-    fill_panel(group, groups, l->panel);
+    if (all > 1) fill_panel(group, groups, l->panel);
     s.scale_type = a->w->scale_type;
     if (HAS_MIN || act == OCT_A8G32) {
         side_window(&l->side, x, &t, g);
@@ -268,7 +369,7 @@ OCT_INLINE void tile_groups(const oct_linear_args *a, oct_tile t, scratch *l, in
         s.sum = l->side.sum + (g - l->side.from) * MR;
         s.side_skip = (size_t)(l->side.groups - groups) * MR;
     }
-    s.ask = oct_asker_past(group, (size_t)groups * GROUP_BYTES, all * groups);
+    s.ask = oct_asker_past(group, (size_t)groups * GROUP_BYTES, (all > 1 ? all : 2) * groups);
     for (int part = 0; part < 2; part++) {
         const size_t at = (size_t)t.row * (size_t)x->kp + (size_t)g * OCT_GROUP;
         s.strips = part ? all - longer : longer;
@@ -279,6 +380,12 @@ OCT_INLINE void tile_groups(const oct_linear_args *a, oct_tile t, scratch *l, in
         s.group = group;
         s.hi = x->hi + at;
         if (act == OCT_A8X2) s.lo = x->lo + at;
+        if (all == 1) {
+            if (last) oct_tile_ask(a, &t, t.row, t.rows);
+            run_strip(&s, l, act);
+            if (last) oct_tile_finish(a, &t, l->acc);
+            return;
+        }
         run_strips(a, t, &s, l, last, act);
         t.row += s.strips * s.rows;
     }
@@ -288,13 +395,14 @@ OCT_INLINE oct_kstatus linear(const oct_linear_args *a, size_t lo, size_t hi, vo
                               const oct_act act, oct_linear_fn few)
 {
     scratch *l = lane;
-    const int all = group_count(a->w->k), step = window_groups(all, WINDOW_GROUPS);
-    const size_t stop = oct_tile_few(a, FEW_ROWS, lo, hi);
+    const int all = group_count(a->w->k);
+    const size_t stop = oct_tile_few(a, act == OCT_A8X2 ? FEW_ROWS_X2 : FEW_ROWS, lo, hi);
     assert(a->x->act == act && a->x->k == a->w->k && (uintptr_t)lane % 64 == 0);
     l->side.row = -1;
     l->shaped = 0;
     for (size_t i = lo; i < stop; i++) {
         const oct_tile t = oct_tile_at(a, i);
+        const int step = window_groups(all, t.rows > MR ? WINDOW_GROUPS : STRIP_GROUPS);
         memset(l->acc, 0, (size_t)t.rows * OCT_BLOCK_N * sizeof *l->acc);
         for (int g = 0; g < all; g += step)
             tile_groups(a, t, l, g, all - g < step ? all - g : step, act);
