@@ -4,6 +4,8 @@ Logical arrays only (codes [64, d], scales and zeros [64, d/G]); `pack` lays the
 draw them. Below are thin wrappers that give `octavo._probe` aligned blocks and poisoned padding.
 """
 
+import functools
+
 import ml_dtypes
 import numpy as np
 
@@ -359,8 +361,9 @@ def golden():
     return (((37 * c + 11 * t) % 64 - 32) / 8).astype(BF16)
 
 
+@functools.lru_cache(maxsize=32)
 def hostile(d, seed=1):
-    """name -> [64, d] float32 rows, all admissible."""
+    """name -> [64, d] float32 rows, all admissible; read-only, for many tests share them."""
     r = np.random.default_rng(seed)
     gauss = r.standard_normal((64, d))
     spread = gauss * 2.0 ** r.integers(-80, 50, (64, 1))
@@ -379,7 +382,10 @@ def hostile(d, seed=1):
     cases = dict(gauss=gauss, spread=spread, outliers=out, zeros=zeros, some_zeros=some,
                  constant=constant, ties=ties, edge=edge, subnormal=subnormal, huge=huge,
                  positive=np.abs(gauss) + 4)  # fmt: skip
-    return {name: x.astype(F32) for name, x in cases.items()}
+    cases = {name: x.astype(F32) for name, x in cases.items()}
+    for x in cases.values():
+        x.flags.writeable = False
+    return cases
 
 
 def spoiled(d, seed=2):

@@ -1,5 +1,6 @@
 """scores and mix of every page format, form and column, against NumPy and scalar, with `==`."""
 
+import functools
 import itertools
 
 import numpy as np
@@ -57,19 +58,40 @@ def want_mix(fmt, form, rows, p, visible, o):
     return po.page_mix(fmt, form, *po.encode(fmt, rows)[:3], p, visible, o)
 
 
-@pytest.mark.parametrize("d", WIDTHS)
-@pytest.mark.parametrize(("fmt", "form"), SLOTS)
-@pytest.mark.parametrize("isa", po.ISAS)
-def test_scores_match_numpy(isa, fmt, form, d):
-    need(isa)
+# The columns are the fastest parameter and share what NumPy says: hence the caches of one case. All
+# requests of a case go through NumPy at once, for a row of its answer is a matter of that row.
+
+
+def stacked(*columns):
+    """Each of the columns, lists of arrays of equal lengths, as one array; and where to split it."""
+    ends = np.cumsum([len(each) for each in columns[0]])[:-1]
+    return [np.concatenate(column) for column in columns], ends
+
+
+@functools.lru_cache(maxsize=1)
+def scores_of(fmt, form, d):
+    """A block, and queries, visible counts and scores of every number of rows and pattern."""
     r = np.random.default_rng(d)
     block, rows = page(fmt, d, "k", 3)
+    asked = []
     for n in ROWS:
         q = r.standard_normal((n, d)).astype(F32)
         q[n // 2] = 0
-        for visible in patterns(n, r):
-            s = po.scores(fmt, isa, form, block, d, q, visible)
-            np.testing.assert_array_equal(s, want_scores(fmt, form, rows, q, visible))
+        asked += [(q, visible) for visible in patterns(n, r)]
+    (q, visible), ends = stacked(*zip(*asked, strict=True))
+    want = np.split(want_scores(fmt, form, rows, q, visible), ends)
+    return block, [(*each, s) for each, s in zip(asked, want, strict=True)]
+
+
+@pytest.mark.parametrize("isa", po.ISAS)
+@pytest.mark.parametrize("d", WIDTHS)
+@pytest.mark.parametrize(("fmt", "form"), SLOTS)
+def test_scores_match_numpy(isa, fmt, form, d):
+    need(isa)
+    block, cases = scores_of(fmt, form, d)
+    for q, visible, want in cases:
+        s = po.scores(fmt, isa, form, block, d, q, visible)
+        np.testing.assert_array_equal(s, want)
 
 
 @pytest.mark.parametrize("rows", [1, 5, 6, 64])
@@ -90,19 +112,29 @@ def test_scores_are_added_to_what_is_there(isa, fmt, rows):
     np.testing.assert_array_equal(got, want)
 
 
-@pytest.mark.parametrize("d", WIDTHS)
-@pytest.mark.parametrize(("fmt", "form"), SLOTS)
-@pytest.mark.parametrize("isa", po.ISAS)
-def test_mix_matches_numpy(isa, fmt, form, d):
-    need(isa)
+@functools.lru_cache(maxsize=1)
+def mixes_of(fmt, form, d):
+    """A block, and weights, visible counts, what is there, and the mix, as in `scores_of`."""
     r = np.random.default_rng(d)
     block, rows = page(fmt, d, "v", 4)
+    asked = []
     for n in ROWS:
         o = r.standard_normal((n, d)).astype(F32)
-        for visible in patterns(n, r):
-            p = probabilities(n, visible, r)
-            got = po.mix(fmt, isa, form, block, d, p, visible, o)
-            np.testing.assert_array_equal(got, want_mix(fmt, form, rows, p, visible, o))
+        asked += [(probabilities(n, visible, r), visible, o) for visible in patterns(n, r)]
+    (p, visible, o), ends = stacked(*zip(*asked, strict=True))
+    want = np.split(want_mix(fmt, form, rows, p, visible, o), ends)
+    return block, [(*each, mixed) for each, mixed in zip(asked, want, strict=True)]
+
+
+@pytest.mark.parametrize("isa", po.ISAS)
+@pytest.mark.parametrize("d", WIDTHS)
+@pytest.mark.parametrize(("fmt", "form"), SLOTS)
+def test_mix_matches_numpy(isa, fmt, form, d):
+    need(isa)
+    block, cases = mixes_of(fmt, form, d)
+    for p, visible, o, want in cases:
+        got = po.mix(fmt, isa, form, block, d, p, visible, o)
+        np.testing.assert_array_equal(got, want)
 
 
 @pytest.mark.parametrize("d", [64, 80, 128])

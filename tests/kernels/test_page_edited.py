@@ -102,13 +102,16 @@ def same(got, want, what):
 
 
 def check_page(fmt, form, page, d, r):
-    """scores and mix in every column; seven queries take the paths of many, three those of few."""
+    """scores and mix in every column; seven queries take the paths of many, three those of few.
+    NumPy gets them all at once: a row of its answer is a matter of that row."""
     keys, values = (block_of(fmt, role, page) for role in "kv")
-    for n in (3, 7):
-        q, p, o, visible = requests(n, d, r)
-        with np.errstate(all="ignore"):
-            want_s = po.page_scores(fmt, form, *page, q, visible)
-            want_o = po.page_mix(fmt, form, *page, p, visible, o)
+    asked = [requests(n, d, r) for n in (3, 7)]
+    q, p, o, visible = (np.concatenate(each) for each in zip(*asked, strict=True))
+    with np.errstate(all="ignore"):
+        all_s = po.page_scores(fmt, form, *page, q, visible)
+        all_o = po.page_mix(fmt, form, *page, p, visible, o)
+    for (q, p, o, visible), part in zip(asked, (slice(0, 3), slice(3, 10)), strict=True):
+        n, want_s, want_o = len(q), all_s[part], all_o[part]
         for isa in HERE:
             s = po.scores(fmt, isa, form, keys, d, q, visible)
             same(s, want_s, (isa, "scores", d, n))
