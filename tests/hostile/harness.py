@@ -1,10 +1,13 @@
-"""Runs one group of hostile inputs in a process of its own, under a watchdog.
+"""Runs groups of hostile inputs in another process, under a watchdog.
 
-A group is a generator of `Case`s in `cases_*.py`; as a program, `python harness.py GROUP`, this
-file runs them all and prints one JSON line each. The parent (`run_group`) asserts what every
-refusal owes: a typed error, at most 2 seconds, at most 64 MB and the file's size of memory.
+A group is a generator of `Case`s in `cases_*.py`; as a program, this file reads the names of groups
+and prints one JSON line for every case of each. The parent (`run_group`) asserts what every refusal
+owes: a typed error, at most 2 seconds, at most 64 MB and the file's size of memory. One child
+serves one group after the other until it dies of one; the next then has a child of its own.
 """
 
+import atexit
+import contextlib
 import faulthandler
 import gc
 import importlib
@@ -35,14 +38,56 @@ class Case(NamedTuple):
     also: tuple = ()
 
 
+class Child:
+    """This file as a program that waits for names of groups."""
+
+    def __init__(self):
+        self.errors = tempfile.TemporaryFile("w+")
+        # What is freed goes back at once: no case hides in memory that an earlier one left.
+        env = os.environ | {"MALLOC_MMAP_THRESHOLD_": "131072", "MALLOC_TRIM_THRESHOLD_": "131072"}
+        self.process = subprocess.Popen(
+            [sys.executable, os.fspath(HERE / "harness.py")], text=True, env=env,
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.errors,
+        )  # fmt: skip
+        atexit.register(self.close)
+
+    def close(self):
+        """End it; what it said on stderr."""
+        with contextlib.suppress(BrokenPipeError):
+            self.process.stdin.close()
+        self.process.wait()
+        self.process.stdout.close()
+        self.errors.seek(0)
+        return self.errors.read()
+
+    def run(self, group):
+        """The rows of a group, or None if the child died of it."""
+        with contextlib.suppress(BrokenPipeError):  # the end of what it says is seen below
+            self.process.stdin.write(group + "\n")
+            self.process.stdin.flush()
+        rows = []
+        for line in self.process.stdout:
+            row = json.loads(line)
+            if row is None:
+                return rows
+            rows.append(row)
+        return None
+
+
+_children: list[Child] = []
+
+
 def run_group(group):
-    """Run a group in a child; return its rows after asserting every bound."""
-    command = [sys.executable, os.fspath(HERE / "harness.py"), group]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=100)
-    assert done.returncode == 0, (
-        f"{group}: child died with {done.returncode}\n{done.stderr[-4000:]}"
-    )
-    rows = [json.loads(line) for line in done.stdout.splitlines()]
+    """Run a group in the child; return its rows after asserting every bound."""
+    if not _children:
+        _children.append(Child())
+    rows = _children[0].run(group)
+    if rows is None:
+        child = _children.pop()
+        atexit.unregister(child.close)
+        errors = child.close()
+        code = child.process.returncode
+        raise AssertionError(f"{group}: child died with {code}\n{errors[-4000:]}")
     assert rows, f"{group} has no cases"
     for row in rows:
         assert row["outcome"] in row["wanted"], row
@@ -105,9 +150,7 @@ def _attempt(case):
     return row | {"grown": _peak() - before, "size": case.size}
 
 
-def main(group):
-    faulthandler.dump_traceback_later(90, exit=True)
-    module = importlib.import_module(MODULES[group[0]])
+def main():
     import ml_dtypes  # noqa: F401 (imports are not the refusal's cost)
     import tokenizers  # noqa: F401
 
@@ -115,10 +158,17 @@ def main(group):
     import octavo.checkpoint.safetensors
     import octavo.engine.tokenizer  # noqa: F401
 
-    with tempfile.TemporaryDirectory() as folder:
-        for case in getattr(module, group)(Path(folder)):
-            print(json.dumps(_attempt(case)), flush=True)
+    gc.freeze()  # modules are no case's: `_attempt` need not walk them again
+    for line in sys.stdin:
+        group = line.strip()
+        faulthandler.dump_traceback_later(90, exit=True)
+        module = importlib.import_module(MODULES[group[0]])
+        with tempfile.TemporaryDirectory() as folder:
+            for case in getattr(module, group)(Path(folder)):
+                print(json.dumps(_attempt(case)), flush=True)
+        faulthandler.cancel_dump_traceback_later()
+        print("null", flush=True)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main()
