@@ -16,6 +16,7 @@ from octavo import _core
 HIDDEN, HEADS, DIM, INNER, VOCAB, POISON = 32, 2, 16, 32, 41, 40
 FAULTS = hasattr(_core, "fault")
 SANITIZED = "OCTAVO_SANITIZER" in os.environ or "san." in os.environ.get("LD_PRELOAD", "")
+TSAN = "tsan" in os.environ.get("OCTAVO_SANITIZER", "") + os.environ.get("LD_PRELOAD", "")
 
 
 def model(runtime: _core.Runtime, max_rows: int = 512, seed: int = 0):

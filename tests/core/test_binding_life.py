@@ -26,7 +26,7 @@ from binding_kit import (
     make_weights,
     rows,
 )
-from small import SANITIZED
+from small import SANITIZED, TSAN
 
 from octavo import _core
 from octavo.errors import BusyError, ClosedError, OutOfPages, StaleHandleError
@@ -341,10 +341,11 @@ def test_close_during_a_long_call_is_busy():
         act="a32",
     )
     seq, outcome = cache.open(), []
+    items = [(seq, np.ones(32 if TSAN else 128, np.int32), 31)]
 
     def work():
         try:
-            outcome.append(_core.step(program, cache, [(seq, np.ones(128, np.int32), 127)]))
+            outcome.append(_core.step(program, cache, items))
         except BaseException as e:
             outcome.append(e)
 

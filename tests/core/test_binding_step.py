@@ -7,7 +7,7 @@ import time
 import numpy as np
 import pytest
 from binding_kit import VOCAB, WIDTH, ids, make
-from small import SANITIZED
+from small import SANITIZED, TSAN
 
 from octavo import _core
 from octavo.errors import BusyError, NumericalError
@@ -125,6 +125,9 @@ class Stop(Exception):
     pass
 
 
+TOKENS = np.ones(16 if TSAN else 64, np.int32)  # of a step that is long whatever the build
+
+
 def long_model(parts=False):
     """Wide enough that a step takes a good part of a second with scalar kernels."""
     layers = 1 if SANITIZED else 4  # a sanitizer makes each some fifty times slower
@@ -201,7 +204,7 @@ def test_a_handler_cannot_wait_for_the_step_it_interrupts():
     timer = threading.Timer(0.05, signal.raise_signal, [signal.SIGINT])
     try:
         timer.start()
-        assert _core.step(program, cache, [(seq, np.ones(64, np.int32), 63)])["ok"] == [True]
+        assert _core.step(program, cache, [(seq, TOKENS, len(TOKENS) - 1)])["ok"] == [True]
     finally:
         timer.join()
         signal.signal(signal.SIGINT, old)
@@ -215,7 +218,7 @@ def test_reductions_wait_for_a_step_without_the_gil():
     seq, outcome = cache.open(), []
 
     def work():
-        outcome.append(_core.step(program, cache, [(seq, np.ones(64, np.int32), 63)]))
+        outcome.append(_core.step(program, cache, [(seq, TOKENS, len(TOKENS) - 1)]))
 
     thread = threading.Thread(target=work)
     thread.start()
@@ -237,7 +240,7 @@ def test_a_handler_that_returns_does_not_disturb():
     timer = threading.Timer(0.05, signal.raise_signal, [signal.SIGINT])
     try:
         timer.start()
-        assert _core.step(program, cache, [(seq, np.ones(64, np.int32), 63)])["ok"] == [True]
+        assert _core.step(program, cache, [(seq, TOKENS, len(TOKENS) - 1)])["ok"] == [True]
     finally:
         timer.join()
         signal.signal(signal.SIGINT, old)
@@ -256,7 +259,7 @@ def test_other_threads_run_during_a_step():
     thread = threading.Thread(target=count)
     thread.start()
     before = len(seen)
-    _core.step(program, cache, [(seq, np.ones(64, np.int32), 63)])
+    _core.step(program, cache, [(seq, TOKENS, len(TOKENS) - 1)])
     during = len(seen) - before
     stop.set()
     thread.join()
