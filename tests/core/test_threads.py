@@ -308,7 +308,7 @@ def test_octavo_isa_caps_the_columns(want, monkeypatch):
 @pytest.mark.parametrize("bad", ["sse9", "AVX2", "avx512 ", "x" * 5000])
 def test_octavo_isa_refuses_what_it_does_not_know(bad, monkeypatch):
     monkeypatch.setenv("OCTAVO_ISA", bad)
-    with pytest.raises(ValueError, match="OCTAVO_ISA.*scalar, avx2, avx512, amx"):
+    with pytest.raises(ValueError, match=r"OCTAVO_ISA.*scalar, avx2, avx512, amx"):
         _core.Runtime(1)
 
 
@@ -323,7 +323,7 @@ def test_octavo_threads_is_the_default_and_no_more(monkeypatch):
 @pytest.mark.parametrize("bad", ["0", "-1", "10000", "two", "2 ", "1.5", "9" * 40])
 def test_octavo_threads_refuses_what_no_runtime_takes(bad, monkeypatch):
     monkeypatch.setenv("OCTAVO_THREADS", bad)
-    with pytest.raises(ValueError, match="OCTAVO_THREADS.*1 to 256"):
+    with pytest.raises(ValueError, match=r"OCTAVO_THREADS.*1 to 256"):
         _core.Runtime()
     assert _core.Runtime(1).threads == 1
 

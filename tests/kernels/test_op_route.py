@@ -14,13 +14,15 @@ F = np.float32
 
 def best(values, allowed, count):
     """Positions of the largest, equals by index, found one at a time."""
-    chosen = []
+    chosen, left = [], list(allowed)
+    values = np.asarray(values).tolist()  # a float32 is a Python float, which compares faster
     for _ in range(count):
         at = None
         for e, v in enumerate(values):
-            if allowed[e] and e not in chosen and (at is None or v > values[at]):
+            if left[e] and (at is None or v > values[at]):
                 at = e
         chosen.append(at)
+        left[at] = False
     return chosen
 
 

@@ -63,7 +63,7 @@ def want_mix(fmt, form, rows, p, visible, o):
 
 
 def stacked(*columns):
-    """Each of the columns, lists of arrays of equal lengths, as one array; and where to split it."""
+    """Each column, a list of arrays of equal lengths, as one array; and where to split it."""
     ends = np.cumsum([len(each) for each in columns[0]])[:-1]
     return [np.concatenate(column) for column in columns], ends
 
