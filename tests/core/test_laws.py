@@ -21,6 +21,8 @@ COLUMNS += [("latent", "bf16", "q4g32m"), ("latent", "f16", "f32")]
 if "OCTAVO_SANITIZER" in os.environ:  # memory is touched alike under most schemes; bits are seen to
     CASES = [c for c in CASES if c[1] in ("f32", "bf16", "k8v4", "int4-had")]
     COLUMNS = COLUMNS[::4]
+if os.environ.get("OCTAVO_SANITIZER") == "tsan":
+    CASES = [c for c in CASES if c[1] != "f32"]  # which threads share as they do bf16
 
 
 def open_cache(runtime, scheme, windows=(0, 0), kind="heads", **kw):
@@ -132,12 +134,12 @@ def test_prefix_hits_equal_a_fresh_sequence(runtime, prog):
 
 @pytest.mark.parametrize(("kind", "scheme", "fmt"), COLUMNS)
 def test_threads_batch_and_columns_change_no_bit(kind, fmt, scheme):
-    """Two of 1, 2 and 4 threads in turns, so that every column and every format meets all of them;
-    alone and among nine; scalar, avx2, avx512 and amx."""
+    """1, 2 and 4 threads; alone and among nine; scalar, avx2, avx512 and amx. The scalar column is
+    slow: it takes one of the thread counts in turns, so that every format meets all of them."""
     ids = tiny.tokens(150)
-    want, turn = None, COLUMNS.index((kind, scheme, fmt))
-    for i, isa in enumerate(ISAS):
-        for threads in np.delete([1, 2, 4], (turn + i) % 3).tolist():
+    want, turn = None, COLUMNS.index((kind, scheme, fmt)) % 3
+    for isa in ISAS:
+        for threads in (1, 2, 4)[turn : turn + 1] if isa == "scalar" else (1, 2, 4):
             rt = _core.Runtime(threads, isa)
             prog = tiny.KINDS[kind][0](rt, fmt, max_rows=512)
             cache = open_cache(rt, scheme, kind=kind, budget=1 << 25)

@@ -181,15 +181,20 @@ def test_latent_layers_have_windows_too(scheme, window):
     assert np.abs(first - c[0]).max() > 0.1, "the sinks take a share"
 
 
+@pytest.fixture(scope="module")
+def long_histories():
+    """k, v, and caches that hold them on 1, 4 and 32 threads, each with its sequence."""
+    k, v, _ = rows(2 * 32768 + 4096 + 300)
+    caches = [cache_of(_core.Runtime(threads), "k8v4") for threads in (1, 4, 32)]
+    return k, v, [(cache, fed(cache, k, v)) for cache in caches]
+
+
 @pytest.mark.parametrize("window", [100, 5000, 9000, 40_000])
-def test_long_histories_fold_the_same(window):
+def test_long_histories_fold_the_same(long_histories, window):
     """Past a run of 32,768 tokens: spans of chunks, or of super-chunks, or one lane all of it."""
-    n, want = 2 * 32768 + 4096 + 300, None
-    k, v, _ = rows(n)
-    q = rows(65, seed=5)[2]
-    for threads in (1, 4, 32):
-        cache = cache_of(_core.Runtime(threads), "k8v4")
-        seq = fed(cache, k, v)
+    k, v, held = long_histories
+    q, want = rows(65, seed=5)[2], None
+    for cache, seq in held:
         whole = cache.attend(seq, 0, q, HEADS, SCALE, window, SINKS)
         want = whole if want is None else want
         same(whole, want)

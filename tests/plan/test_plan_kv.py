@@ -1,6 +1,7 @@
 """Bytes of caches: equal to the ledger of a real one, and to the drawings of the formats."""
 
 import json
+import os
 from types import SimpleNamespace
 
 import numpy as np
@@ -96,21 +97,24 @@ def test_bytes_of_a_history_equal_the_ledger(runtime, name):
 
 @pytest.fixture(scope="module", params=["kimi-k2.5", "deepseek-v3"])
 def latent_model(request):
-    return request.param, spec_of(KNOWN[request.param].config, request.param)
+    name = request.param
+    return name, spec_of(KNOWN[name].config, name), octavo.plan(name).formats
 
 
 @pytest.mark.core
 @pytest.mark.parametrize("name", [*tables().pages, "int4-had", "int8,sinks=1,recent=1"])
 def test_costs_of_latents_equal_a_real_cache(runtime, latent_model, name):
-    """All 61 layers, of which the ledger is the core's own."""
-    (model, spec), scheme = latent_model, KVScheme.parse(name)
-    assert len(spec.cache_layers) == 61 and all(s.latent for s in spec.cache_layers)
+    """All 61 layers, of which the ledger is the core's own. The models' are the same: one of them
+    has a history, and neither under TSan, as it is one thread's work."""
+    (model, spec, formats), scheme = latent_model, KVScheme.parse(name)
+    assert spec.cache_layers == (LayerShape(1, 512, 64, latent=True),) * 61
     cost, cache = kv_cost(spec, scheme), real_cache(runtime, spec, scheme)
     check_costs(cache, cost)
-    check_history(cache, cost, spec, (1, 17, 64, 65, 130, 193))
+    if model == "kimi-k2.5" and os.environ.get("OCTAVO_SANITIZER") != "tsan":
+        check_history(cache, cost, spec, (1, 17, 64, 65, 130, 193))
     cache.close()
     if scheme == KVScheme(scheme.k):
-        assert cost in octavo.plan(model).formats
+        assert cost in formats
 
 
 @pytest.mark.parametrize("name", ["int4", "bf16", "int8,sinks=1,recent=2"])
