@@ -1,5 +1,6 @@
 """Linears: every slot of every column against the oracle, bit for bit, over odd shapes."""
 
+import functools
 from dataclasses import replace
 
 import numpy as np
@@ -60,26 +61,38 @@ def test_every_fast_column_is_there():
     assert grouped == list(calls.ACTS)
 
 
-@pytest.mark.parametrize(("name", "act", "isa"), COLUMNS)
-@pytest.mark.parametrize("scale_type", [1, 2])
-def test_linear_equals_the_oracle(name, act, isa, scale_type):
-    if name in calls.FLOATS and scale_type == 2:
-        pytest.skip("float formats have no scales")
+# Columns of one slot follow each other, and share what they are compared with: hence the caches.
+
+
+@functools.lru_cache(maxsize=1)
+def oracle_cases(name, act, scale_type):
+    """Odd shapes: weights, rows, what is there, bias, and the oracle's sums."""
+    cases = []
     for n, k, m in [(1, 32, 1), (33, 64, 3), (32, 96, 7), (80, 70, 5), (31, 576, 2), (40, 33, 13)]:
         rng = np.random.default_rng(n * 1000 + k)
         w = calls.random_matrix(name, n, k, rng, scale_type)
         x = inputs(m, k, rng)
         bias = rng.standard_normal(n).astype(np.float32)
         start = rng.standard_normal((m, n)).astype(np.float32)
-        sums = chain(w, x, act)
+        cases.append((w, calls.oracle_rows(x, act), start, bias, chain(w, x, act)))
+    return cases
+
+
+@pytest.mark.parametrize(("name", "act", "isa"), COLUMNS)
+@pytest.mark.parametrize("scale_type", [1, 2])
+def test_linear_equals_the_oracle(name, act, isa, scale_type):
+    if name in calls.FLOATS and scale_type == 2:
+        pytest.skip("float formats have no scales")
+    for w, rows, start, bias, sums in oracle_cases(name, act, scale_type):
         for b, add in [(None, False), (bias, False), (None, True), (bias, True)]:
-            got = run(w, isa, calls.oracle_rows(x, act), start, bias=b, add=add)
-            equal(got, oracle.finish(sums, start, b, add), f"{name}-{isa}-m{m}n{n}k{k}")
+            got = run(w, isa, rows, start, bias=b, add=add)
+            equal(got, oracle.finish(sums, start, b, add), f"m{len(start)}n{w.n}k{w.k}")
 
 
-@pytest.mark.parametrize(("name", "act", "isa"), FAST)
-@pytest.mark.parametrize("n", [1, 31, 32, 33, 80, 290])
-def test_fast_columns_equal_scalar(name, act, isa, n):
+@functools.lru_cache(maxsize=1)
+def scalar_cases(name, act, n):
+    """Of many lengths and numbers of rows: weights, rows, what is there, bias, and the result."""
+    cases = []
     lengths = [32, 64, 96, 576] + ([1, 7, 33] if name in calls.FLOATS or n == 33 else [])
     for k in lengths if n < 290 else [64]:
         rng = np.random.default_rng(n + k)
@@ -90,20 +103,36 @@ def test_fast_columns_equal_scalar(name, act, isa, n):
             rows = calls.oracle_rows(x, act)
             start = rng.standard_normal((m, n)).astype(np.float32)
             want = run(w, "scalar", rows, start, bias=bias, add=True)
-            got = run(w, isa, rows, start, bias=bias, add=True)
-            equal(got, want, f"{name}-{isa}-m{m}n{n}k{k}")
+            cases.append((w, rows, start, bias, want))
+    return cases
+
+
+@pytest.mark.parametrize(("name", "act", "isa"), FAST)
+@pytest.mark.parametrize("n", [1, 31, 32, 33, 80, 290])
+def test_fast_columns_equal_scalar(name, act, isa, n):
+    for w, rows, start, bias, want in scalar_cases(name, act, n):
+        got = run(w, isa, rows, start, bias=bias, add=True)
+        equal(got, want, f"m{len(start)}n{n}k{w.k}")
+
+
+@functools.lru_cache(maxsize=1)
+def long_cases(name, act, k):
+    """Weights; rows and the result, of some numbers of rows."""
+    rng, cases = np.random.default_rng(k), []
+    w = calls.random_matrix(name, 34, k, rng)
+    for m in (1, 6, 11, 25) if k < 3000 else (1, 6, 14, 25):
+        rows = calls.oracle_rows(inputs(m, k, rng), act)
+        cases.append((rows, run(w, "scalar", rows, np.zeros((m, 34), np.float32))))
+    return w, cases
 
 
 @pytest.mark.parametrize(("name", "act", "isa"), FAST)
 @pytest.mark.parametrize("k", [1056, 2100, 16500])
 def test_long_rows_in_chunks(name, act, isa, k):
     """Lengths that pass every chunk a kernel may cut k into."""
-    rng = np.random.default_rng(k)
-    w = calls.random_matrix(name, 34, k, rng)
-    for m in (1, 6, 11, 25) if k < 3000 else (1, 6, 14, 25):
-        rows = calls.oracle_rows(inputs(m, k, rng), act)
-        start = np.zeros((m, 34), np.float32)
-        equal(run(w, isa, rows, start), run(w, "scalar", rows, start), f"m{m}")
+    w, cases = long_cases(name, act, k)
+    for rows, want in cases:
+        equal(run(w, isa, rows, np.zeros_like(want)), want, f"m{len(want)}")
 
 
 @pytest.mark.parametrize(("name", "act", "isa"), COLUMNS)
