@@ -26,6 +26,16 @@ from octavo import _core
 VOCAB = 4096
 
 
+def random_int4(rng: Any, n: int, k: int) -> dict[str, Any]:
+    """Return what `Weights.matrices` takes of an int4 matrix with bf16 scales per 32."""
+    scales = rng.uniform(0.001, 0.01, (n, k // 32)).astype(ml_dtypes.bfloat16)
+    return dict(
+        format="q4g32", n=n, k=k, codes=rng.integers(0, 16, (n, k), dtype=np.uint8), row_stride=k,
+        group_stride=32, scales=scales.view(np.uint16), scale_type="bf16",
+        scale_row_stride=k // 32 * 2, scale_group_stride=2,
+    )  # fmt: skip
+
+
 class Layer:
     """embed, one mixture of experts, and a head of one block."""
 
@@ -53,14 +63,8 @@ class Layer:
             w = rng.standard_normal((n, hidden), dtype=np.float32) / np.float32(hidden**0.5)
             weights.matrix(fmt, n, hidden, w, source="values", values_type="f32",
                            row_stride=4 * hidden)  # fmt: skip
-        kinds = []
-        for n, k in ((args.inner, hidden), (args.inner, hidden), (hidden, args.inner)):
-            scales = rng.uniform(0.001, 0.01, (n, k // 32)).astype(ml_dtypes.bfloat16)
-            kinds.append(dict(
-                format="q4g32", n=n, k=k, codes=rng.integers(0, 16, (n, k), dtype=np.uint8),
-                row_stride=k, group_stride=32, scales=scales.view(np.uint16), scale_type="bf16",
-                scale_row_stride=k // 32 * 2, scale_group_stride=2,
-            ))  # fmt: skip
+        shapes = (args.inner, hidden), (args.inner, hidden), (hidden, args.inner)
+        kinds = [random_int4(rng, n, k) for n, k in shapes]
         for _ in range(args.experts):
             weights.matrices(kinds)
         return weights

@@ -124,6 +124,32 @@ def experts(data: dict[str, list[Row]]) -> str:
     return grid(rows, "m", ("isa", "threads", "layer", "weights", "act"), show)
 
 
+def latent(data: dict[str, list[Row]]) -> str:
+    rows = where(data.get("latent", ()), kind="decode")
+    rows = newest(rows, "kv", "context", "heads", "rank", "rope", "threads", "isa")
+    for r in rows:
+        r["layer"] = f"{r['heads']} heads over {r['rank']} + {r['rope']}"
+
+    def show(r: Row) -> str:
+        ratio = f", {r['times_bf16']:.1f} x bf16" if "times_bf16" in r else ""
+        return f"{r['percent_roof']:.0f} % ({figure(r['us']['median'] / 1e3)} ms{ratio})"
+
+    return grid(rows, "context", ("isa", "threads", "layer", "kv"), show)
+
+
+def slices(data: dict[str, list[Row]]) -> str:
+    keys = ("kind", "m", "layers", "kv", "act", "context", "isa", "threads")
+    head = ["step", "tokens", "layers", "context", "KV", "act", "threads", "ms", "of stream"]
+    head += ["experts", "linears", "attention", "head"]
+    body, kinds = [], ("expert", "linear", "attend", "head")
+    for r in newest(data.get("slice", ()), *keys):
+        shares = [f"{100 * r['share'][kind]:.0f} %" for kind in kinds]
+        body.append([r["kind"], r["m"], r["layers"], figure(r["context"]), r["kv"], r["act"],
+                     r["threads"], span(r["ms"]), f"{r['percent_stream']:.0f} %",
+                     *shares])  # fmt: skip
+    return table(head, body)
+
+
 def attention(data: dict[str, list[Row]], kind: str) -> str:
     rows = where(data.get("attention", ()), kind=kind)
     keys = ("kv", "context", "m", "heads", "kv_heads", "head_dim", "threads", "isa")
@@ -183,6 +209,8 @@ def page(data: dict[str, list[Row]], figures: list[str], machine: str, others: s
         "Roofs": roofs(data),
         "Products: percent of the lower roof (Gop/s)": linear(data),
         "A layer of experts: percent of the lower roof (time)": experts(data),
+        "Latent attention, decode: percent of the roof (time)": latent(data),
+        "Two layers of Kimi K2.5 with embedding and head, through a step": slices(data),
         "Attention, decode: percent of stream (GB/s)": attention(data, "decode"),
         "Attention, prefill: percent of the peak (Gop/s)": attention(data, "prefill"),
         "Prefill: tokens/s (percent of the byte peak)": model(data, "prefill", "tokens"),

@@ -209,3 +209,13 @@ def test_a_layer_of_experts_counts_those_chosen(bench):
     each = 3 * 64 * 32 * 9 // 16  # 4.5 bits a weight
     assert [r["bytes"] for r in rows] == [2 * each, 5 * each]
     assert [r["ops"] for r in rows] == [m * 2 * 3 * 2 * 64 * 32 for m in (1, 40)]
+
+
+def test_a_slice_of_a_model_runs_through_steps(bench):
+    small = ("hidden_size=64 intermediate_size=96 moe_intermediate_size=32 n_routed_experts=8 "
+             "vocab_size=128 q_lora_rank=32 num_attention_heads=2 "
+             "num_key_value_heads=2")  # fmt: skip
+    rows = bench("slice", "--set", *small.split(), "--context", 70, "--batch", 1, 3,
+                 "--prefill", 20, "--rounds", 1, "--isa", "scalar")  # fmt: skip
+    assert [(r["kind"], r["m"]) for r in rows] == [("decode", 1), ("decode", 3), ("prefill", 20)]
+    assert all(abs(sum(r["share"].values()) - 1) < 0.01 and r["gbs"]["median"] > 0 for r in rows)
