@@ -63,7 +63,6 @@ class Flight(Shown):
         self.layers = tuple(layers)
         self.expert_bytes = np.array(expert_bytes)
         self.title = title
-        array = np.asarray(array)
         self._check(array)
         self._array = array.view()
         self._array.setflags(write=False)
