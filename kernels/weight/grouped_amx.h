@@ -35,13 +35,14 @@ typedef struct {
 } sides;
 
 typedef struct {
-    _Alignas(64) float acc[OCT_TILE_M * OCT_BLOCK_N];
+    _Alignas(64) float acc[OCT_TILE_M * OCT_BLOCK_N]; /* [strips][16][32] */
     _Alignas(64) int8_t panel[WINDOW_GROUPS * PANEL_BYTES];
     _Alignas(64) int32_t sums[2][4 * SUMS]; /* of two groups in flight */
     sides side;
     int shaped; /* rows that the tile registers are shaped for */
 } scratch;
 static_assert(sizeof(scratch) <= OCT_LANE_BYTES, "a lane's scratch holds all");
+static_assert(OCT_TILE_M % MR == 0, "a strip has room for 16 rows");
 
 /* Strips of as many rows each against the 32 channels of a block, over a window of groups. `group`
  * and what follows it stand at the group whose float step is next. */
@@ -55,7 +56,7 @@ typedef struct {
     oct_dtype scale_type;
     const float *scale, *sum; /* of `sides`, at a group of a strip */
     size_t side_skip; /* from behind a strip's groups of this window to the next strip's first */
-    float *acc; /* [strips * rows][32], in and out */
+    float *acc; /* [strips][16][32], in and out */
 } strips;
 
 /* ---- the panel ---- */
@@ -97,8 +98,8 @@ static inline int strips_of(int rows, int *longer)
     return all;
 }
 
-/* Make the window hold these rows of group g. */
-static void side_window(sides *s, const oct_rows *x, const oct_tile *t, int g)
+/* Make the window hold these rows of group g, and zeros for those that a strip lacks. */
+static inline void side_window(sides *s, const oct_rows *x, const oct_tile *t, int g)
 {
     const int from = g / SIDE_GROUPS * SIDE_GROUPS, left = group_count(x->k) - from;
     if (s->row == t->row && s->from == from) return;
@@ -107,16 +108,20 @@ static void side_window(sides *s, const oct_rows *x, const oct_tile *t, int g)
     s->row = t->row;
     s->from = from;
     s->groups = left < SIDE_GROUPS ? left : SIDE_GROUPS;
-    for (int i = 0, row = t->row; i < all; i++)
-        for (int r = 0; r < t->rows / all + (i < longer); r++, row++) {
-            const size_t at = (size_t)row * (size_t)(x->kp / OCT_GROUP) + (size_t)from;
-            for (int j = 0; j < s->groups; j++) {
-                const size_t to = ((size_t)i * (size_t)s->groups + (size_t)j) * MR + (size_t)r;
-                const float scale = x->act == OCT_A8G32 ? x->scale[at + (size_t)j] : 1.0f;
-                if (x->act == OCT_A8G32) s->scale[to] = scale;
-                if (HAS_MIN) s->sum[to] = (float)x->sum[at + (size_t)j] * scale;
+    for (int i = 0, row = t->row, rows; i < all; i++, row += rows) {
+        rows = t->rows / all + (i < longer);
+        for (int r = 0; r < MR; r++) {
+            const bool there = r < rows;
+            const size_t at = (size_t)(row + r) * (size_t)(x->kp / OCT_GROUP) + (size_t)from;
+            float *scale = s->scale + (size_t)i * (size_t)s->groups * MR + r;
+            float *sum = s->sum + (size_t)i * (size_t)s->groups * MR + r;
+            for (int j = 0; j < s->groups; j++, scale += MR, sum += MR) {
+                const float by = there && x->act == OCT_A8G32 ? x->scale[at + (size_t)j] : 1.0f;
+                if (x->act == OCT_A8G32) *scale = there ? by : 0.0f;
+                if (HAS_MIN) *sum = there ? (float)x->sum[at + (size_t)j] * by : 0.0f;
             }
         }
+    }
 }
 
 /* ---- the float step ---- */
@@ -144,12 +149,16 @@ OCT_INLINE void fold_rows(const strips *s, const int32_t *sums, const int h, con
     }
 }
 
+/* Rows in pairs: what a lone one is computed beside is nobody's, times a scale of zero. */
 OCT_INLINE void fold(const strips *s, const int32_t *sums, const int h, const oct_act act)
 {
-    if (s->rows == MR)
-        fold_rows(s, sums, h, MR, act);
-    else
-        fold_rows(s, sums, h, s->rows, act);
+    switch ((s->rows + 1) / 2) {
+    case 1: case 2: case 3: case 4: fold_rows(s, sums, h, 8, act); break;
+    case 5: fold_rows(s, sums, h, 10, act); break;
+    case 6: fold_rows(s, sums, h, 12, act); break;
+    case 7: fold_rows(s, sums, h, 14, act); break;
+    default: fold_rows(s, sums, h, MR, act); break;
+    }
 }
 
 /* ---- tile products ---- */
@@ -253,7 +262,7 @@ OCT_INLINE void run_strips(const oct_linear_args *a, oct_tile t, strips *s, scra
             folded = 0;
             t.row += t.rows;
             s->group = first;
-            s->acc += s->rows * OCT_BLOCK_N;
+            s->acc += MR * OCT_BLOCK_N;
             if (HAS_MIN) s->sum += s->side_skip;
             if (act == OCT_A8G32) s->scale += s->side_skip;
         }
@@ -403,7 +412,8 @@ OCT_INLINE oct_kstatus linear(const oct_linear_args *a, size_t lo, size_t hi, vo
     for (size_t i = lo; i < stop; i++) {
         const oct_tile t = oct_tile_at(a, i);
         const int step = window_groups(all, t.rows > MR ? WINDOW_GROUPS : STRIP_GROUPS);
-        memset(l->acc, 0, (size_t)t.rows * OCT_BLOCK_N * sizeof *l->acc);
+        const size_t strips = ((size_t)t.rows + MR - 1) / MR;
+        memset(l->acc, 0, strips * MR * OCT_BLOCK_N * sizeof *l->acc);
         for (int g = 0; g < all; g += step)
             tile_groups(a, t, l, g, all - g < step ? all - g : step, act);
     }
