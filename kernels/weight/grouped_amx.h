@@ -412,8 +412,8 @@ OCT_INLINE oct_kstatus linear(const oct_linear_args *a, size_t lo, size_t hi, vo
     for (size_t i = lo; i < stop; i++) {
         const oct_tile t = oct_tile_at(a, i);
         const int step = window_groups(all, t.rows > MR ? WINDOW_GROUPS : STRIP_GROUPS);
-        const size_t strips = ((size_t)t.rows + MR - 1) / MR;
-        memset(l->acc, 0, strips * MR * OCT_BLOCK_N * sizeof *l->acc);
+        const size_t rows = ((size_t)t.rows + MR - 1) / MR * MR; /* of whole strips */
+        memset(l->acc, 0, rows * OCT_BLOCK_N * sizeof *l->acc);
         for (int g = 0; g < all; g += step)
             tile_groups(a, t, l, g, all - g < step ? all - g : step, act);
     }
