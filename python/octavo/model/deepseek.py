@@ -29,11 +29,7 @@ _MOST_HEAD = 1 << 14
 
 def from_hf(config: Fields, tensors: Mapping[str, Any]) -> ModelSpec:
     """Make the spec from a ``config.json``, or from the ``text_config`` inside it."""
-    nested = config.get("text_config")
-    if nested is not None:
-        if not isinstance(nested, dict):
-            raise config.bad("text_config", nested, "an object")
-        config = Fields(nested, f"{config.source}: text_config")
+    config = config.text_part()
     prefix = TEXT_PREFIX if f"{TEXT_PREFIX}{NAMES['embed']}.weight" in tensors else ""
     names = {role: prefix + name for role, name in NAMES.items()}
     _refuse(config)

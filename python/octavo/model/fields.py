@@ -40,6 +40,15 @@ class Fields:
         value = self.values.get(self.prefix + key)
         return default if value is None else value
 
+    def text_part(self) -> "Fields":
+        """Return the fields of ``text_config``, a text model inside; these where there is none."""
+        nested = self.get("text_config")
+        if nested is None:
+            return self
+        if not isinstance(nested, dict):
+            raise self.bad("text_config", nested, "an object")
+        return Fields(nested, f"{self.source}: text_config")
+
     def integer(self, key: str, most: int = MAX_WIDTH, default: Any = _REQUIRED, least=1) -> Any:
         """Return an integer within [least, most]; of an array, the one value all layers share."""
         value = self._value(key, default, f"an integer from {least} to {most}")

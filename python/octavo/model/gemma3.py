@@ -40,11 +40,7 @@ _VISION = (r"(vision_tower|multi_modal_projector)\..*", "vision: only the text p
 
 def from_hf(config: Fields, tensors: Mapping[str, Any]) -> ModelSpec:
     """Make the spec from a ``config.json``, or from the ``text_config`` inside it."""
-    nested = config.get("text_config")
-    if nested is not None:
-        if not isinstance(nested, dict):
-            raise config.bad("text_config", nested, "an object")
-        config = Fields(nested, f"{config.source}: text_config")
+    config = config.text_part()
     config = Fields(DEFAULTS | dict(config.values), config.source)
     _refuse(config)
     prefix = _NESTED if f"{_NESTED}{NAMES['embed']}.weight" in tensors else ""
