@@ -126,7 +126,22 @@ static inline void side_window(sides *s, const oct_rows *x, const oct_tile *t, i
 
 /* ---- the float step ---- */
 
-/* acc = fma(I, s, acc) of one group's half h for all rows of a strip, and the minima if any. */
+/* fma(I, s, acc) of a row with 16 channels of a group, and the minima if any. dots: the integers I,
+ * of a8x2 those of hi, with those of lo `lo` further. */
+OCT_INLINE __m512 fold_row(__m512 acc, const int32_t *dots, size_t lo, __m512 scale, __m512 min,
+                           const float *row_scale, const float *row_sum, const oct_act act)
+{
+    __m512i dot = _mm512_load_si512(dots);
+    __m512 by = scale;
+    if (act == OCT_A8X2)
+        dot = _mm512_add_epi32(_mm512_slli_epi32(dot, 7), _mm512_load_si512(dots + lo));
+    if (act == OCT_A8G32) by = _mm512_mul_ps(scale, _mm512_set1_ps(*row_scale));
+    acc = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dot), by, acc);
+    if (HAS_MIN) acc = _mm512_fmadd_ps(_mm512_set1_ps(*row_sum), min, acc);
+    return acc;
+}
+
+/* The same of one group's half h for all rows of a strip, whose sums wait in memory. */
 OCT_INLINE void fold_rows(const strips *s, const int32_t *sums, const int h, const int rows,
                           const oct_act act)
 {
@@ -136,16 +151,8 @@ OCT_INLINE void fold_rows(const strips *s, const int32_t *sums, const int h, con
 #pragma GCC unroll 16
     for (int r = 0; r < rows; r++) {
         float *at = s->acc + r * OCT_BLOCK_N + h * HALF_N;
-        __m512i dot = _mm512_load_si512(dots + r * HALF_N);
-        __m512 by = scale;
-        if (act == OCT_A8X2) /* those of lo lie behind those of hi */
-            dot = _mm512_add_epi32(_mm512_slli_epi32(dot, 7),
-                                   _mm512_load_si512(dots + 2 * SUMS + r * HALF_N));
-        if (act == OCT_A8G32)
-            by = _mm512_mul_ps(scale, _mm512_set1_ps(s->scale[r]));
-        __m512 acc = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dot), by, _mm512_load_ps(at));
-        if (HAS_MIN) acc = _mm512_fmadd_ps(_mm512_set1_ps(s->sum[r]), min, acc);
-        _mm512_store_ps(at, acc);
+        _mm512_store_ps(at, fold_row(_mm512_load_ps(at), dots + r * HALF_N, 2 * SUMS, scale, min,
+                                     s->scale + r, s->sum + r, act));
     }
 }
 
@@ -334,16 +341,8 @@ OCT_INLINE void strip_rows(strips *s, scratch *l, const int rows, const oct_act 
             at += HALF_N;
         }
 #pragma GCC unroll 16
-        for (int r = 0; r < rows; r++) {
-            __m512i dots = _mm512_load_si512(sums + r * HALF_N);
-            if (act == OCT_A8X2)
-                dots = _mm512_add_epi32(_mm512_slli_epi32(dots, 7),
-                                        _mm512_load_si512(sums + SUMS + r * HALF_N));
-            const __m512 by =
-                act == OCT_A8G32 ? _mm512_mul_ps(scale, _mm512_set1_ps(row[r])) : scale;
-            acc[r] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dots), by, acc[r]);
-            if (HAS_MIN) acc[r] = _mm512_fmadd_ps(_mm512_set1_ps(sum[r]), min, acc[r]);
-        }
+        for (int r = 0; r < rows; r++)
+            acc[r] = fold_row(acc[r], sums + r * HALF_N, SUMS, scale, min, row + r, sum + r, act);
     }
 #pragma GCC unroll 16
     for (int r = 0; r < rows; r++) _mm512_store_ps(at + r * OCT_BLOCK_N, acc[r]);
@@ -369,7 +368,8 @@ OCT_INLINE void tile_groups(const oct_linear_args *a, oct_tile t, scratch *l, in
     const bool last = g + groups == group_count(x->k);
     int longer;
     const int all = strips_of(t.rows, &longer), rows = t.rows / all;
-    strips s = {.groups = groups, .panel = l->panel, .kp = (size_t)x->kp, .acc = l->acc};
+    strips s = {.groups = groups, .panel = l->panel, .kp = (size_t)x->kp, .acc = l->acc,
+                .scale = l->side.scale, .sum = l->side.sum};
     if (all > 1) fill_panel(group, groups, l->panel);
     s.scale_type = a->w->scale_type;
     if (HAS_MIN || act == OCT_A8G32) {
