@@ -125,9 +125,8 @@ def measure(args: Any, threads: int) -> list[dict[str, Any]]:
     found, rows = interleaved(cases, args.rounds), []
     at = found.pop(ROOFS)
     for (kind, n), costs in found.items():
-        took = [sum(c[0] for c in cost.values()) for cost in costs]
-        gbs = [sum(c[1] for c in cost.values()) / sum(c[0] for c in cost.values()) / 1e9
-               for cost in costs]  # fmt: skip
+        took, read = ([sum(c[i] for c in cost.values()) for cost in costs] for i in (0, 1))
+        gbs = [nbytes / t / 1e9 for nbytes, t in zip(read, took, strict=True)]
         row = {"kind": kind, "m": n, "layers": args.layers, "kv": args.kv, "act": args.act,
                "context": args.context if kind == "decode" else 0, "isa": runtime.isa,
                "threads": threads, "weight_bytes": model.weights.nbytes}  # fmt: skip

@@ -105,9 +105,9 @@ static inline int64_t oct_visible_of(const oct_attend_args *a, const oct_part_of
 }
 
 /* The first token that a query at this position sees. */
-static inline int64_t oct_seen_from(const oct_attend_args *a, int64_t position)
+static inline int64_t oct_seen_from(int window, int64_t position)
 {
-    const int64_t from = a->window ? position - a->window + 1 : 0;
+    const int64_t from = window ? position - window + 1 : 0;
     return from > 0 ? from : 0;
 }
 
@@ -116,7 +116,7 @@ static inline int64_t oct_seen_from(const oct_attend_args *a, int64_t position)
 static inline int oct_first_chunk(const oct_attend_args *a, const oct_attend_block *b)
 {
     const int64_t page = oct_position_of(a, &a->part[b->part], b->row) / P;
-    return (int)(oct_seen_from(a, page * P) / CHUNK);
+    return (int)(oct_seen_from(a->window, page * P) / CHUNK);
 }
 
 /* Unit u of the work is KV head u % kv_heads of block u / kv_heads: a page's heads lie one after

@@ -91,7 +91,7 @@ walk oct_walk_start(const job *j, size_t unit, int lane)
         .queries = b->rows * j->group,
         .first_chunk = oct_first_chunk(a, b),
         .page_of_queries = oct_position_of(a, p, b->row) / P,
-        .first_page = oct_seen_from(a, oct_position_of(a, p, b->row)) / P,
+        .first_page = oct_seen_from(a->window, oct_position_of(a, p, b->row)) / P,
         .tokens = oct_visible_of(a, p, b->row + b->rows - 1),
     };
     memcpy(w.level, buf->level, sizeof w.level);
@@ -135,7 +135,7 @@ static size_t unit_stride(const walk *w, int64_t page, int side)
 static int hidden_of(const walk *w, int64_t page, int r)
 {
     const oct_attend_args *a = w->j->a;
-    const int64_t from = oct_seen_from(a, oct_position_of(a, w->part, w->b->row + r)) - page * P;
+    const int64_t from = oct_seen_from(a->window, oct_position_of(a, w->part, w->b->row + r)) - page * P;
     return from < 0 ? 0 : from > P ? P : (int)from;
 }
 

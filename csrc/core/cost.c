@@ -2,6 +2,7 @@
  * experts once they are chosen. Stored bytes of weights and pages count once a step however often
  * caches are asked for them; operations are the useful ones, 2 per multiply-add, whatever form the
  * kernels give them. */
+#include "csrc/core/attend.h"
 #include "csrc/core/step.h"
 
 typedef oct_step_state step;
@@ -26,12 +27,6 @@ static int64_t largest(int64_t a, int64_t b)
     return a > b ? a : b;
 }
 
-/* The first token that the query at position t sees. */
-static int64_t seen_from(int window, int64_t t)
-{
-    return window ? largest(0, t - window + 1) : 0;
-}
-
 /* By the reading law: a query reads sealed what a history up to it holds sealed. Of the tokens from
  * `from` on that the query at t sees, those. */
 static int64_t sealed_seen(const oct_cache *c, int64_t from, int64_t t)
@@ -45,12 +40,12 @@ static sight sight_of(const step *s, int window)
     for (int i = 0; i < s->parts; i++) {
         const int64_t end = s->part[i].start + s->part[i].n;
         for (int64_t t = s->part[i].start; t < end; t++) {
-            const int64_t from = seen_from(window, t), sealed = sealed_seen(s->c, from, t);
+            const int64_t from = oct_seen_from(window, t), sealed = sealed_seen(s->c, from, t);
             out.sealed_pairs += (double)sealed;
             out.open_pairs += (double)(t + 1 - from - sealed);
         }
         /* Pages are read whole, those of the first row's window too. */
-        const int64_t from = seen_from(window, s->part[i].start) / P * P;
+        const int64_t from = oct_seen_from(window, s->part[i].start) / P * P;
         const int64_t sealed = sealed_seen(s->c, from, end - 1);
         out.sealed_pages += (double)(sealed / P);
         out.open_units += (double)((end - from - sealed + OCT_UNIT_TOKENS - 1) / OCT_UNIT_TOKENS);

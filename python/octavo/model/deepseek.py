@@ -9,11 +9,9 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from octavo.module_patterns import TEXT_PREFIX
-
 from . import dense_config
 from . import latent as mla
-from .dense import HF_NAMES, program_of, tensor_uses, vocabulary
+from .dense import HF_NAMES, names_in, program_of, tensor_uses, vocabulary
 from .fields import MAX_LAYERS, Fields
 from .rope import rope_from_config, softmax_factor
 from .spec import Latent, Mixture, ModelSpec
@@ -30,8 +28,7 @@ _MOST_HEAD = 1 << 14
 def from_hf(config: Fields, tensors: Mapping[str, Any]) -> ModelSpec:
     """Make the spec from a ``config.json``, or from the ``text_config`` inside it."""
     config = config.text_part()
-    prefix = TEXT_PREFIX if f"{TEXT_PREFIX}{NAMES['embed']}.weight" in tensors else ""
-    names = {role: prefix + name for role, name in NAMES.items()}
+    prefix, names = names_in(tensors, NAMES)
     _refuse(config)
     heads, latent = config.integer("num_attention_heads"), _latent(config)
     layers = config.integer("num_hidden_layers", most=MAX_LAYERS)

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from octavo.errors import CheckpointError
+from octavo.module_patterns import TEXT_PREFIX
 
 from . import latent
 from .spec import Mixture, ModelSpec, Op, Program, TensorUse
@@ -54,6 +55,12 @@ def unpermuted_rows(heads: int, head_dim: int) -> npt.NDArray[np.int32]:
     """
     rows = np.arange(heads * head_dim, dtype=np.int32).reshape(heads, head_dim // 2, 2)
     return np.ascontiguousarray(rows.swapaxes(1, 2).reshape(-1))
+
+
+def names_in(tensors: Mapping[str, Any], names: Mapping[str, str]) -> tuple[str, dict[str, str]]:
+    """Return what stands before a text model's names in this file, and the names with it."""
+    prefix = TEXT_PREFIX if f"{TEXT_PREFIX}{names['embed']}.weight" in tensors else ""
+    return prefix, {role: prefix + name for role, name in names.items()}
 
 
 def biases_in(tensors: Mapping[str, Any], names: Mapping[str, str]) -> frozenset[str]:

@@ -12,7 +12,7 @@ import ml_dtypes
 import numpy as np
 
 from . import dense_config
-from .dense import HF_NAMES, program_of
+from .dense import HF_NAMES, names_in, program_of
 from .fields import MAX_LAYERS, Fields
 from .rope import THETA, rope_from_config
 from .spec import ModelSpec
@@ -34,7 +34,6 @@ DEFAULTS = {
     "tie_word_embeddings": True, "query_pre_attn_scalar": 256, "sliding_window": 4096,
     "rope_theta": 1e6, "rope_local_base_freq": 1e4,
 }  # fmt: skip
-_NESTED = "language_model."
 _VISION = (r"(vision_tower|multi_modal_projector)\..*", "vision: only the text part is built")
 
 
@@ -43,14 +42,14 @@ def from_hf(config: Fields, tensors: Mapping[str, Any]) -> ModelSpec:
     config = config.text_part()
     config = Fields(DEFAULTS | dict(config.values), config.source)
     _refuse(config)
-    prefix = _NESTED if f"{_NESTED}{NAMES['embed']}.weight" in tensors else ""
+    prefix, names = names_in(tensors, NAMES)
     hidden, head_dim = config.integer("hidden_size"), config.integer("head_dim")
     scalar = config.number("query_pre_attn_scalar", 0.0, 1e6)
     return dense_config.from_hf(
         _rotated(config, "full_attention", "rope_theta"), tensors,
         qk_norm=True,
         hidden_act="gelu_pytorch_tanh",
-        names={role: prefix + name for role, name in NAMES.items()},
+        names=names,
         skips=(_VISION,) if prefix else (),
         scale=scalar**-0.5,
         windows=windows_of(config, _period(config)),
