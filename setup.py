@@ -25,7 +25,7 @@ X86 = platform.machine().lower() in {"x86_64", "amd64"}
 AVX2 = ["-mavx2", "-mfma", "-mf16c"]
 AVX512 = [*AVX2, "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx512vnni"]
 AVX512 += ["-mprefer-vector-width=512"]
-AMX = ["-mamx-tile", "-mamx-int8"]
+AMX = ["-mamx-tile", "-mamx-int8", "-mgfni"]
 ISA_FLAGS = {"_avx2.c": AVX2, "_avx512.c": AVX512, "_amx.c": [*AVX512, *AMX]}
 # No contraction and no fast maths: results must not depend on what the compiler fuses (law two).
 BASE = ["-std=c11", "-O3", "-g1", "-ffp-contract=off", "-fno-math-errno", "-fvisibility=hidden"]

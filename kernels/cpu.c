@@ -49,7 +49,7 @@ oct_isa oct_cpu_isa(void)
     const bool wide = (b & need) == need && (c & bit_AVX512VNNI) && (saved & ZMM) == ZMM;
     if (!wide) return OCT_AVX2;
     const bool tiles = (d & TILE_BITS) == TILE_BITS && (saved & TILES) == TILES;
-    return tiles && tiles_permitted() ? OCT_AMX : OCT_AVX512;
+    return tiles && (c & bit_GFNI) && tiles_permitted() ? OCT_AMX : OCT_AVX512;
 }
 
 const char *oct_cpu_name(void)

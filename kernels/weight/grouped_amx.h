@@ -6,9 +6,9 @@
  * memory to the float step, which is the one of the other columns: one fma per group, k ascending.
  * So the sums wait in L1, and three units work at once on different groups: dots, stores (of the
  * sums of the group before last, of a8x2 of the last), and float steps (of the one before that).
- * A single strip, as an expert's rows often are, unpacks nothing twice: it takes 16 channels at a
- * time with their sums in registers, and unpacks beside the other three. Tiles of few rows are left
- * to the AVX-512 column, which gives the same bits. */
+ * A single strip, as an expert's rows often are, unpacks nothing twice: it takes all groups as one
+ * window, and unpacks beside the other three. Tiles of few rows are left to the AVX-512 column,
+ * which gives the same bits. */
 #include "kernels/ahead.h"
 #include "kernels/simd/tiles_amx.h"
 #include "kernels/weight/lines_avx512.h"
@@ -20,10 +20,8 @@ enum {
     PANEL_HALF = 8 * LINE_BYTES,
     PANEL_BYTES = 2 * PANEL_HALF,
     SUMS = MR * HALF_N,      /* int32 of a C tile */
-    STRIP_GROUPS = 64,       /* a window of a single strip */
-    RING = 4,                /* of its halves in flight */
-    FEW_ROWS = 8,            /* most rows of a tile that vectors take in less time */
-    FEW_ROWS_X2 = 6
+    AHEAD_GROUPS = 8,        /* how far ahead of itself a single strip asks for memory */
+    FEW_ROWS = 6             /* most rows of a tile that vectors take in less time */
 };
 
 /* What the rows of a tile bring to every column block, for groups [from, from + groups), as the
@@ -44,15 +42,15 @@ typedef struct {
 static_assert(sizeof(scratch) <= OCT_LANE_BYTES, "a lane's scratch holds all");
 static_assert(OCT_TILE_M % MR == 0, "a strip has room for 16 rows");
 
-/* Strips of as many rows each against the 32 channels of a block, over a window of groups. `group`
+/* Strips of as many rows each against the 32 channels of a block, over a window of groups. `scale`
  * and what follows it stand at the group whose float step is next. */
 typedef struct {
     int strips, rows, groups;
-    const int8_t *panel;
+    bool unpacks; /* a single strip: beside the rest, not before it into the whole panel */
     const int8_t *hi, *lo; /* [strips * rows][kp] */
     size_t kp;
-    oct_asker ask; /* its work: groups of all strips */
-    const uint8_t *group; /* as stored: its scales and minima */
+    oct_asker ask; /* its work: half groups of all strips */
+    const uint8_t *group; /* as stored, the window's first */
     oct_dtype scale_type;
     const float *scale, *sum; /* of `sides`, at a group of a strip */
     size_t side_skip; /* from behind a strip's groups of this window to the next strip's first */
@@ -61,23 +59,40 @@ typedef struct {
 
 /* ---- the panel ---- */
 
+/* The low and the high nibbles u of a line; centred: u - 8. Affine maps of a byte's bits, one
+ * instruction for what shift, mask and subtraction do: result bit i is the parity of the byte and
+ * the matrix's byte 7 - i, and the sign of u - 8 is the opposite of u's top bit. */
+OCT_INLINE void map_line(__m512i v, bool centred, __m512i w[2])
+{
+    if (centred) {
+        w[0] = _mm512_gf2p8affine_epi64_epi8(v, _mm512_set1_epi64(0x0102040808080808), 0xF8);
+        w[1] = _mm512_gf2p8affine_epi64_epi8(v, _mm512_set1_epi64(0x1020408080808080), 0xF8);
+    } else {
+        w[0] = _mm512_and_si512(v, _mm512_set1_epi8(15));
+        w[1] = _mm512_gf2p8affine_epi64_epi8(v, _mm512_set1_epi64(0x1020408000000000), 0);
+    }
+}
+
 /* Half h of a stored group as signed bytes [8 lines][16 channels][4]. */
 OCT_INLINE void fill_half(const uint8_t *group, int h, int8_t *to)
 {
     const uint8_t *line = group + h * HALF_BYTES;
-    const __m512i zero = HAS_ZERO ? zeros16(group, h)
-                                  : _mm512_set1_epi8((char)(HAS_MIN ? 0 : ZERO_CODE));
+    const bool centred = CODE_BITS == 4 && !HAS_ZERO && !HAS_MIN;
+    const __m512i zero = HAS_ZERO ? zeros16(group, h) : _mm512_set1_epi8((char)ZERO_CODE);
+    static_assert(CODE_BITS == 8 || HAS_ZERO || HAS_MIN || ZERO_CODE == 8, "as map_line has it");
 #pragma GCC unroll 4
     for (int i = 0; i < 8; i += 2, to += 2 * LINE_BYTES) {
         __m512i w[2];
         if (CODE_BITS == 4) {
-            split_line(line + i / 2 * LINE_BYTES, w);
+            map_line(_mm512_loadu_si512(line + i / 2 * LINE_BYTES), centred, w);
         } else {
             w[0] = _mm512_loadu_si512(line + i * LINE_BYTES);
             w[1] = _mm512_loadu_si512(line + (i + 1) * LINE_BYTES);
         }
-        _mm512_store_si512(to, _mm512_sub_epi8(w[0], zero));
-        _mm512_store_si512(to + LINE_BYTES, _mm512_sub_epi8(w[1], zero));
+        for (int j = 0; j < 2; j++) {
+            if (!centred && !HAS_MIN) w[j] = _mm512_sub_epi8(w[j], zero);
+            _mm512_store_si512(to + j * LINE_BYTES, w[j]);
+        }
     }
 }
 
@@ -141,31 +156,20 @@ OCT_INLINE __m512 fold_row(__m512 acc, const int32_t *dots, size_t lo, __m512 sc
     return acc;
 }
 
-/* The same of one group's half h for all rows of a strip, whose sums wait in memory. */
-OCT_INLINE void fold_rows(const strips *s, const int32_t *sums, const int h, const int rows,
-                          const oct_act act)
+/* The same of a group for both halves of all rows of a strip. */
+OCT_INLINE void fold_group(const strips *s, const uint8_t *group, const int32_t *dots,
+                           __m512 acc[MR][2], const int rows, const oct_act act)
 {
-    const __m512 scale = widen16(s->group + SCALES_AT + h * 32, s->scale_type);
-    const __m512 min = HAS_MIN ? widen16(s->group + EXTRA_AT + h * 32, s->scale_type) : scale;
-    const int32_t *dots = sums + h * SUMS;
+    __m512 scale[2], min[2];
+    for (int h = 0; h < 2; h++) {
+        scale[h] = widen16(group + SCALES_AT + h * 32, s->scale_type);
+        min[h] = HAS_MIN ? widen16(group + EXTRA_AT + h * 32, s->scale_type) : scale[h];
+    }
 #pragma GCC unroll 16
-    for (int r = 0; r < rows; r++) {
-        float *at = s->acc + r * OCT_BLOCK_N + h * HALF_N;
-        _mm512_store_ps(at, fold_row(_mm512_load_ps(at), dots + r * HALF_N, 2 * SUMS, scale, min,
-                                     s->scale + r, s->sum + r, act));
-    }
-}
-
-/* Rows in pairs: what a lone one is computed beside is nobody's, times a scale of zero. */
-OCT_INLINE void fold(const strips *s, const int32_t *sums, const int h, const oct_act act)
-{
-    switch ((s->rows + 1) / 2) {
-    case 1: case 2: case 3: case 4: fold_rows(s, sums, h, 8, act); break;
-    case 5: fold_rows(s, sums, h, 10, act); break;
-    case 6: fold_rows(s, sums, h, 12, act); break;
-    case 7: fold_rows(s, sums, h, 14, act); break;
-    default: fold_rows(s, sums, h, MR, act); break;
-    }
+    for (int r = 0; r < rows; r++)
+        for (int h = 0; h < 2; h++)
+            acc[r][h] = fold_row(acc[r][h], dots + h * SUMS + r * HALF_N, 2 * SUMS, scale[h],
+                                 min[h], s->scale + r, s->sum + r, act);
 }
 
 /* ---- tile products ---- */
@@ -224,34 +228,38 @@ OCT_INLINE void dot_half_x2(const int8_t *hi, const int8_t *lo, size_t kp, const
     }
 }
 
-/* All strips over a window; in the last window each goes to its outputs, which are those of t. */
-OCT_INLINE void run_strips(const oct_linear_args *a, oct_tile t, strips *s, scratch *l, bool last,
-                           const oct_act act)
+/* All strips over a window, a strip's sums in registers; in the last window each goes to its outputs,
+ * which are those of t. rows: at least s->rows; what is computed for those past it is of whatever
+ * lies there, and nobody reads it. */
+OCT_INLINE void strips_of_rows(const oct_linear_args *a, oct_tile t, strips *s, scratch *l,
+                               bool last, const int rows, const oct_act act)
 {
     const int n = s->strips * s->groups, lag = act == OCT_A8X2 ? 1 : 2;
     const ptrdiff_t stride = (ptrdiff_t)s->kp * s->rows - s->groups * OCT_GROUP;
     const int8_t *hi = s->hi, *lo = s->lo;
-    const uint8_t *first = s->group;
+    const uint8_t *group = s->group;
+    __m512 acc[MR][2];
     int g = 0, folded = 0;
     t.rows = s->rows;
+    for (int h = 0; s->unpacks && h < 2; h++) fill_half(group, h, l->panel + h * PANEL_HALF);
     for (int i = 0; i < n + lag + 1; i += 2) {
 #pragma GCC unroll 2
         for (int parity = 0; parity < 2; parity++) {
             const int j = i + parity;
             const bool store = j >= lag && j < n + lag, dot = j < n;
-            const bool add = j > lag && j <= n + lag;
-            const int8_t *panel = s->panel + g * PANEL_BYTES;
-            if (last && add && folded == 0) oct_tile_ask(a, &t, t.row, t.rows);
+            const int8_t *panel = l->panel + (s->unpacks ? parity : g) * PANEL_BYTES;
+            int8_t *next = l->panel + (1 - parity) * PANEL_BYTES;
 #pragma GCC unroll 2
             for (int h = 0; h < 2; h++) {
+                if (s->unpacks && j + 1 < n)
+                    fill_half(s->group + (size_t)(j + 1) * GROUP_BYTES, h, next + h * PANEL_HALF);
                 if (act == OCT_A8X2)
                     dot_half_x2(hi, lo, s->kp, panel, l->sums[parity], h, store, dot);
                 else
                     dot_half(hi, s->kp, panel, l->sums[parity], parity, h, store, dot);
-                if (add) fold(s, l->sums[1 - parity], h, act);
+                if (dot) oct_ask(&s->ask, 1);
             }
             if (dot) {
-                oct_ask(&s->ask, 1);
                 hi += OCT_GROUP;
                 if (act == OCT_A8X2) lo += OCT_GROUP;
                 if (++g == s->groups) {
@@ -260,15 +268,27 @@ OCT_INLINE void run_strips(const oct_linear_args *a, oct_tile t, strips *s, scra
                     if (act == OCT_A8X2) lo += stride;
                 }
             }
-            if (!add) continue;
-            s->group += GROUP_BYTES;
+            if (j <= lag || j > n + lag) continue;
+            if (folded == 0) {
+                if (last) oct_tile_ask(a, &t, t.row, t.rows);
+#pragma GCC unroll 16
+                for (int r = 0; r < rows; r++)
+                    for (int h = 0; h < 2; h++)
+                        acc[r][h] = _mm512_load_ps(s->acc + r * OCT_BLOCK_N + h * HALF_N);
+            }
+            fold_group(s, group, l->sums[1 - parity], acc, rows, act);
+            group += GROUP_BYTES;
             if (HAS_MIN) s->sum += MR;
             if (act == OCT_A8G32) s->scale += MR;
             if (++folded < s->groups) continue;
+#pragma GCC unroll 16
+            for (int r = 0; r < rows; r++)
+                for (int h = 0; h < 2; h++)
+                    _mm512_store_ps(s->acc + r * OCT_BLOCK_N + h * HALF_N, acc[r][h]);
             if (last) oct_tile_finish(a, &t, s->acc);
             folded = 0;
             t.row += t.rows;
-            s->group = first;
+            group = s->group;
             s->acc += MR * OCT_BLOCK_N;
             if (HAS_MIN) s->sum += s->side_skip;
             if (act == OCT_A8G32) s->scale += s->side_skip;
@@ -276,86 +296,15 @@ OCT_INLINE void run_strips(const oct_linear_args *a, oct_tile t, strips *s, scra
     }
 }
 
-/* ---- a single strip ---- */
-
-/* Unit i's products, of group g: rows by panel. */
-OCT_INLINE void dot_group(const strips *s, const int8_t *panel, int i, int g, const oct_act act)
-{
-    const size_t at = (size_t)g * OCT_GROUP;
-    OCT_TILE_LOAD(4, s->hi + at, s->kp);
-    if (act == OCT_A8X2) OCT_TILE_LOAD(5, s->lo + at, s->kp);
-    OCT_TILE_LOAD(6, panel, LINE_BYTES);
-    if (i % 2) {
-        DOT(1, 4, 6);
-        if (act == OCT_A8X2) DOT(3, 5, 6);
-    } else {
-        DOT(0, 4, 6);
-        if (act == OCT_A8X2) DOT(2, 5, 6);
-    }
-}
-
-OCT_INLINE void store_group(int32_t *sums, int i, const oct_act act)
-{
-    if (i % 2) {
-        STORE(1, 0);
-        if (act == OCT_A8X2) STORE(3, 1);
-    } else {
-        STORE(0, 0);
-        if (act == OCT_A8X2) STORE(2, 1);
-    }
-}
-
-/* A window's half 0 and then its half 1, with the sums of up to `rows` rows in registers; those past
- * s->rows are of whatever lies there, and nobody reads them. */
-OCT_INLINE void strip_rows(strips *s, scratch *l, const int rows, const oct_act act)
-{
-    const int n = s->groups;
-    __m512 acc[MR];
-    float *at = s->acc;
-#pragma GCC unroll 16
-    for (int r = 0; r < rows; r++) acc[r] = _mm512_load_ps(at + r * OCT_BLOCK_N);
-    for (int i = 0; i < 2 * n + 3; i++) {
-        const int dot = i - 1, store = i - 2, add = i - 3;
-        if (i < 2 * n) {
-            oct_ask(&s->ask, 1);
-            fill_half(s->group + (size_t)(i < n ? i : i - n) * GROUP_BYTES, i >= n,
-                      l->panel + i % RING * PANEL_HALF);
-        }
-        if (dot >= 0 && dot < 2 * n)
-            dot_group(s, l->panel + dot % RING * PANEL_HALF, dot, dot < n ? dot : dot - n, act);
-        if (store >= 0 && store < 2 * n)
-            store_group(l->sums[0] + store % RING * 2 * SUMS, store, act);
-        if (add < 0) continue;
-        const int h = add >= n, g = h ? add - n : add;
-        const uint8_t *group = s->group + (size_t)g * GROUP_BYTES;
-        const int32_t *sums = l->sums[0] + add % RING * 2 * SUMS;
-        const float *row = s->scale + g * MR, *sum = s->sum + g * MR;
-        const __m512 scale = widen16(group + SCALES_AT + h * 32, s->scale_type);
-        const __m512 min = HAS_MIN ? widen16(group + EXTRA_AT + h * 32, s->scale_type) : scale;
-        if (add == n) {
-#pragma GCC unroll 16
-            for (int r = 0; r < rows; r++) {
-                _mm512_store_ps(at + r * OCT_BLOCK_N, acc[r]);
-                acc[r] = _mm512_load_ps(at + r * OCT_BLOCK_N + HALF_N);
-            }
-            at += HALF_N;
-        }
-#pragma GCC unroll 16
-        for (int r = 0; r < rows; r++)
-            acc[r] = fold_row(acc[r], sums + r * HALF_N, SUMS, scale, min, row + r, sum + r, act);
-    }
-#pragma GCC unroll 16
-    for (int r = 0; r < rows; r++) _mm512_store_ps(at + r * OCT_BLOCK_N, acc[r]);
-}
-
-OCT_INLINE void run_strip(strips *s, scratch *l, const oct_act act)
+OCT_INLINE void run_strips(const oct_linear_args *a, oct_tile t, strips *s, scratch *l, bool last,
+                           const oct_act act)
 {
     switch ((s->rows + 1) / 2) {
-    case 1: case 2: case 3: case 4: strip_rows(s, l, 8, act); break;
-    case 5: strip_rows(s, l, 10, act); break;
-    case 6: strip_rows(s, l, 12, act); break;
-    case 7: strip_rows(s, l, 14, act); break;
-    default: strip_rows(s, l, MR, act); break;
+    case 1: case 2: case 3: case 4: strips_of_rows(a, t, s, l, last, 8, act); break;
+    case 5: strips_of_rows(a, t, s, l, last, 10, act); break;
+    case 6: strips_of_rows(a, t, s, l, last, 12, act); break;
+    case 7: strips_of_rows(a, t, s, l, last, 14, act); break;
+    default: strips_of_rows(a, t, s, l, last, MR, act); break;
     }
 }
 
@@ -368,17 +317,18 @@ OCT_INLINE void tile_groups(const oct_linear_args *a, oct_tile t, scratch *l, in
     const bool last = g + groups == group_count(x->k);
     int longer;
     const int all = strips_of(t.rows, &longer), rows = t.rows / all;
-    strips s = {.groups = groups, .panel = l->panel, .kp = (size_t)x->kp, .acc = l->acc,
-                .scale = l->side.scale, .sum = l->side.sum};
-    if (all > 1) fill_panel(group, groups, l->panel);
-    s.scale_type = a->w->scale_type;
+    strips s = {.groups = groups, .unpacks = all == 1, .kp = (size_t)x->kp, .acc = l->acc,
+                .scale_type = a->w->scale_type, .scale = l->side.scale, .sum = l->side.sum};
+    if (!s.unpacks) fill_panel(group, groups, l->panel);
     if (HAS_MIN || act == OCT_A8G32) {
         side_window(&l->side, x, &t, g);
         s.scale = l->side.scale + (g - l->side.from) * MR;
         s.sum = l->side.sum + (g - l->side.from) * MR;
         s.side_skip = (size_t)(l->side.groups - groups) * MR;
     }
-    s.ask = oct_asker_past(group, (size_t)groups * GROUP_BYTES, (all > 1 ? all : 2) * groups);
+    const int ahead = s.unpacks && groups > AHEAD_GROUPS ? AHEAD_GROUPS : groups;
+    s.ask = oct_asker_past(group - (groups - ahead) * GROUP_BYTES, (size_t)groups * GROUP_BYTES,
+                           2 * all * groups);
     for (int part = 0; part < 2; part++) {
         const size_t at = (size_t)t.row * (size_t)x->kp + (size_t)g * OCT_GROUP;
         s.strips = part ? all - longer : longer;
@@ -389,12 +339,6 @@ OCT_INLINE void tile_groups(const oct_linear_args *a, oct_tile t, scratch *l, in
         s.group = group;
         s.hi = x->hi + at;
         if (act == OCT_A8X2) s.lo = x->lo + at;
-        if (all == 1) {
-            if (last) oct_tile_ask(a, &t, t.row, t.rows);
-            run_strip(&s, l, act);
-            if (last) oct_tile_finish(a, &t, l->acc);
-            return;
-        }
         run_strips(a, t, &s, l, last, act);
         t.row += s.strips * s.rows;
     }
@@ -405,13 +349,13 @@ OCT_INLINE oct_kstatus linear(const oct_linear_args *a, size_t lo, size_t hi, vo
 {
     scratch *l = lane;
     const int all = group_count(a->w->k);
-    const size_t stop = oct_tile_few(a, act == OCT_A8X2 ? FEW_ROWS_X2 : FEW_ROWS, lo, hi);
+    const size_t stop = oct_tile_few(a, FEW_ROWS, lo, hi);
     assert(a->x->act == act && a->x->k == a->w->k && (uintptr_t)lane % 64 == 0);
     l->side.row = -1;
     l->shaped = 0;
     for (size_t i = lo; i < stop; i++) {
         const oct_tile t = oct_tile_at(a, i);
-        const int step = window_groups(all, t.rows > MR ? WINDOW_GROUPS : STRIP_GROUPS);
+        const int step = window_groups(all, t.rows > MR ? WINDOW_GROUPS : SIDE_GROUPS);
         const size_t rows = ((size_t)t.rows + MR - 1) / MR * MR; /* of whole strips */
         memset(l->acc, 0, rows * OCT_BLOCK_N * sizeof *l->acc);
         for (int g = 0; g < all; g += step)
