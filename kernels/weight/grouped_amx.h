@@ -2,13 +2,15 @@
  * grouped.h.
  *
  * A tile product takes 16 rows x 16 channels over one group of 32 inputs, from a panel of signed
- * bytes into which a window of groups is unpacked once per row tile. Its integers pass through
- * memory to the float step, which is the one of the other columns: one fma per group, k ascending.
- * So the sums wait in L1, and three units work at once on different groups: dots, stores (of the
- * sums of the group before last, of a8x2 of the last), and float steps (of the one before that).
- * A single strip, as an expert's rows often are, unpacks nothing twice: it takes all groups as one
- * window, and unpacks beside the other three. Tiles of few rows are left to the AVX-512 column,
- * which gives the same bits. */
+ * bytes. Its integers pass through memory to the float step, which is the one of the other columns:
+ * one fma per group, k ascending. So four things are at work at once, on different groups: codes
+ * are unpacked (of the next group), dots (of this one), their sums stored (of the group before
+ * last, of a8x2 of the last), and added up as floats, in registers (of the one before that).
+ *
+ * The rows of a tile are strips of up to 16. The first strip fills a panel that the others read; of
+ * a single strip, as an expert's rows often are, nobody reads it again, so that it takes two groups
+ * and runs on from block to block. Tiles of few rows are left to the AVX-512 column, which gives
+ * the same bits. */
 #include "kernels/ahead.h"
 #include "kernels/simd/tiles_amx.h"
 #include "kernels/weight/lines_avx512.h"
@@ -16,7 +18,7 @@
 
 enum {
     MR = 16,                 /* rows of a strip */
-    WINDOW_GROUPS = 16,      /* a panel of 16 KB, half of L1 with the sums */
+    WINDOW_GROUPS = 128,     /* a panel of 128 KB, which the second cache hands out fast enough */
     PANEL_HALF = 8 * LINE_BYTES,
     PANEL_BYTES = 2 * PANEL_HALF,
     SUMS = MR * HALF_N,      /* int32 of a C tile */
@@ -42,18 +44,23 @@ typedef struct {
 static_assert(sizeof(scratch) <= OCT_LANE_BYTES, "a lane's scratch holds all");
 static_assert(OCT_TILE_M % MR == 0, "a strip has room for 16 rows");
 
-/* Strips of as many rows each against the 32 channels of a block, over a window of groups. `scale`
- * and what follows it stand at the group whose float step is next. */
+/* Strips of as many rows each against the 32 channels of a block, over a window of groups; or one
+ * strip against blocks that follow each other, over all groups. `scale` and what follows it stand
+ * at the group whose float step is next. */
 typedef struct {
-    int strips, rows, groups;
-    bool unpacks; /* a single strip: beside the rest, not before it into the whole panel */
+    int strips; /* or blocks */
+    int rows, groups;
+    bool single; /* whose panel nobody uses after it: two groups of it are enough */
+    bool unpacks; /* the first strip fills the panel, group by group, beside the rest */
+    bool first, last; /* of all windows: sums begin at zero; they become outputs */
     const int8_t *hi, *lo; /* [strips * rows][kp] */
     size_t kp;
     oct_asker ask; /* its work: half groups of all strips */
     const uint8_t *group; /* as stored, the window's first */
+    size_t tile; /* of the block whose float steps are next */
     oct_dtype scale_type;
     const float *scale, *sum; /* of `sides`, at a group of a strip */
-    size_t side_skip; /* from behind a strip's groups of this window to the next strip's first */
+    ptrdiff_t side_skip; /* from behind a strip's groups of this window to the next strip's first */
     float *acc; /* [strips][16][32], in and out */
 } strips;
 
@@ -94,13 +101,6 @@ OCT_INLINE void fill_half(const uint8_t *group, int h, int8_t *to)
             _mm512_store_si512(to + j * LINE_BYTES, w[j]);
         }
     }
-}
-
-/* A window of stored groups, half by half. */
-static void fill_panel(const uint8_t *group, int groups, int8_t *to)
-{
-    for (int g = 0; g < groups; g++, group += GROUP_BYTES)
-        for (int h = 0; h < 2; h++, to += PANEL_HALF) fill_half(group, h, to);
 }
 
 /* ---- what rows bring ---- */
@@ -232,26 +232,27 @@ OCT_INLINE void dot_half_x2(const int8_t *hi, const int8_t *lo, size_t kp, const
  * which are those of t. rows: at least s->rows; what is computed for those past it is of whatever
  * lies there, and nobody reads it. */
 OCT_INLINE void strips_of_rows(const oct_linear_args *a, oct_tile t, strips *s, scratch *l,
-                               bool last, const int rows, const oct_act act)
+                               const int rows, const oct_act act)
 {
     const int n = s->strips * s->groups, lag = act == OCT_A8X2 ? 1 : 2;
-    const ptrdiff_t stride = (ptrdiff_t)s->kp * s->rows - s->groups * OCT_GROUP;
+    const int fills = s->single ? n : s->unpacks ? s->groups : 0;
+    const ptrdiff_t skip = (s->single ? 0 : (ptrdiff_t)s->kp * s->rows) - s->groups * OCT_GROUP;
     const int8_t *hi = s->hi, *lo = s->lo;
     const uint8_t *group = s->group;
     __m512 acc[MR][2];
     int g = 0, folded = 0;
     t.rows = s->rows;
-    for (int h = 0; s->unpacks && h < 2; h++) fill_half(group, h, l->panel + h * PANEL_HALF);
+    for (int h = 0; fills && h < 2; h++) fill_half(group, h, l->panel + h * PANEL_HALF);
     for (int i = 0; i < n + lag + 1; i += 2) {
 #pragma GCC unroll 2
         for (int parity = 0; parity < 2; parity++) {
             const int j = i + parity;
             const bool store = j >= lag && j < n + lag, dot = j < n;
-            const int8_t *panel = l->panel + (s->unpacks ? parity : g) * PANEL_BYTES;
-            int8_t *next = l->panel + (1 - parity) * PANEL_BYTES;
+            const int8_t *panel = l->panel + (s->single ? parity : g) * PANEL_BYTES;
+            int8_t *next = l->panel + (s->single ? 1 - parity : g + 1) * PANEL_BYTES;
 #pragma GCC unroll 2
             for (int h = 0; h < 2; h++) {
-                if (s->unpacks && j + 1 < n)
+                if (j + 1 < fills)
                     fill_half(s->group + (size_t)(j + 1) * GROUP_BYTES, h, next + h * PANEL_HALF);
                 if (act == OCT_A8X2)
                     dot_half_x2(hi, lo, s->kp, panel, l->sums[parity], h, store, dot);
@@ -264,17 +265,19 @@ OCT_INLINE void strips_of_rows(const oct_linear_args *a, oct_tile t, strips *s, 
                 if (act == OCT_A8X2) lo += OCT_GROUP;
                 if (++g == s->groups) {
                     g = 0;
-                    hi += stride;
-                    if (act == OCT_A8X2) lo += stride;
+                    hi += skip;
+                    if (act == OCT_A8X2) lo += skip;
                 }
             }
             if (j <= lag || j > n + lag) continue;
             if (folded == 0) {
-                if (last) oct_tile_ask(a, &t, t.row, t.rows);
+                if (s->last) oct_tile_ask(a, &t, t.row, t.rows);
 #pragma GCC unroll 16
                 for (int r = 0; r < rows; r++)
-                    for (int h = 0; h < 2; h++)
-                        acc[r][h] = _mm512_load_ps(s->acc + r * OCT_BLOCK_N + h * HALF_N);
+                    for (int h = 0; h < 2; h++) {
+                        const float *at = s->acc + r * OCT_BLOCK_N + h * HALF_N;
+                        acc[r][h] = s->first ? _mm512_setzero_ps() : _mm512_load_ps(at);
+                    }
             }
             fold_group(s, group, l->sums[1 - parity], acc, rows, act);
             group += GROUP_BYTES;
@@ -285,61 +288,68 @@ OCT_INLINE void strips_of_rows(const oct_linear_args *a, oct_tile t, strips *s, 
             for (int r = 0; r < rows; r++)
                 for (int h = 0; h < 2; h++)
                     _mm512_store_ps(s->acc + r * OCT_BLOCK_N + h * HALF_N, acc[r][h]);
-            if (last) oct_tile_finish(a, &t, s->acc);
+            if (s->last) oct_tile_finish(a, &t, s->acc);
             folded = 0;
-            t.row += t.rows;
-            group = s->group;
-            s->acc += MR * OCT_BLOCK_N;
             if (HAS_MIN) s->sum += s->side_skip;
             if (act == OCT_A8G32) s->scale += s->side_skip;
+            if (s->single) {
+                t = oct_tile_at(a, ++s->tile);
+            } else {
+                group = s->group;
+                t.row += t.rows;
+                s->acc += MR * OCT_BLOCK_N;
+            }
         }
     }
 }
 
-OCT_INLINE void run_strips(const oct_linear_args *a, oct_tile t, strips *s, scratch *l, bool last,
+OCT_INLINE void run_strips(const oct_linear_args *a, oct_tile t, strips *s, scratch *l,
                            const oct_act act)
 {
     switch ((s->rows + 1) / 2) {
-    case 1: case 2: case 3: case 4: strips_of_rows(a, t, s, l, last, 8, act); break;
-    case 5: strips_of_rows(a, t, s, l, last, 10, act); break;
-    case 6: strips_of_rows(a, t, s, l, last, 12, act); break;
-    case 7: strips_of_rows(a, t, s, l, last, 14, act); break;
-    default: strips_of_rows(a, t, s, l, last, MR, act); break;
+    case 1: case 2: case 3: case 4: strips_of_rows(a, t, s, l, 8, act); break;
+    case 5: strips_of_rows(a, t, s, l, 10, act); break;
+    case 6: strips_of_rows(a, t, s, l, 12, act); break;
+    case 7: strips_of_rows(a, t, s, l, 14, act); break;
+    default: strips_of_rows(a, t, s, l, MR, act); break;
     }
 }
 
-/* Groups [g, g + groups) of a tile, added to l->acc. */
-OCT_INLINE void tile_groups(const oct_linear_args *a, oct_tile t, scratch *l, int g, int groups,
-                            const oct_act act)
+/* Groups [g, g + groups) of tiles from `tile` on that differ in their block alone: of several only if
+ * they are of a single strip and all groups. */
+OCT_INLINE void tile_groups(const oct_linear_args *a, size_t tile, size_t tiles, scratch *l, int g,
+                            int groups, const oct_act act)
 {
+    oct_tile t = oct_tile_at(a, tile);
     const oct_rows *x = a->x;
     const uint8_t *group = block_at(a->w, t.block) + (size_t)g * GROUP_BYTES;
-    const bool last = g + groups == group_count(x->k);
     int longer;
     const int all = strips_of(t.rows, &longer), rows = t.rows / all;
-    strips s = {.groups = groups, .unpacks = all == 1, .kp = (size_t)x->kp, .acc = l->acc,
+    strips s = {.groups = groups, .single = all == 1, .first = g == 0, .tile = tile,
+                .last = g + groups == group_count(x->k), .kp = (size_t)x->kp, .acc = l->acc,
                 .scale_type = a->w->scale_type, .scale = l->side.scale, .sum = l->side.sum};
-    if (!s.unpacks) fill_panel(group, groups, l->panel);
     if (HAS_MIN || act == OCT_A8G32) {
         side_window(&l->side, x, &t, g);
         s.scale = l->side.scale + (g - l->side.from) * MR;
         s.sum = l->side.sum + (g - l->side.from) * MR;
-        s.side_skip = (size_t)(l->side.groups - groups) * MR;
+        s.side_skip = ((s.single ? 0 : l->side.groups) - groups) * MR;
     }
-    const int ahead = s.unpacks && groups > AHEAD_GROUPS ? AHEAD_GROUPS : groups;
-    s.ask = oct_asker_past(group - (groups - ahead) * GROUP_BYTES, (size_t)groups * GROUP_BYTES,
-                           2 * all * groups);
+    const size_t work = tiles * (size_t)groups;
+    const size_t ahead = s.single && work > AHEAD_GROUPS ? AHEAD_GROUPS : work;
+    s.ask = oct_asker_past(group - (work - ahead) * GROUP_BYTES, work * GROUP_BYTES,
+                           2 * all * (int)work);
     for (int part = 0; part < 2; part++) {
         const size_t at = (size_t)t.row * (size_t)x->kp + (size_t)g * OCT_GROUP;
-        s.strips = part ? all - longer : longer;
+        s.strips = s.single ? part * (int)tiles : part ? all - longer : longer;
         s.rows = rows + (part ? 0 : 1);
         if (!s.strips) continue;
+        s.unpacks = part == 0 || longer == 0;
         if (l->shaped != s.rows) oct_tiles_shape(s.rows, s.rows, OCT_GROUP);
         l->shaped = s.rows;
         s.group = group;
         s.hi = x->hi + at;
         if (act == OCT_A8X2) s.lo = x->lo + at;
-        run_strips(a, t, &s, l, last, act);
+        run_strips(a, t, &s, l, act);
         t.row += s.strips * s.rows;
     }
 }
@@ -350,16 +360,17 @@ OCT_INLINE oct_kstatus linear(const oct_linear_args *a, size_t lo, size_t hi, vo
     scratch *l = lane;
     const int all = group_count(a->w->k);
     const size_t stop = oct_tile_few(a, FEW_ROWS, lo, hi);
+    const size_t blocks = ((size_t)a->w->n + OCT_BLOCK_N - 1) / OCT_BLOCK_N;
     assert(a->x->act == act && a->x->k == a->w->k && (uintptr_t)lane % 64 == 0);
     l->side.row = -1;
     l->shaped = 0;
-    for (size_t i = lo; i < stop; i++) {
-        const oct_tile t = oct_tile_at(a, i);
-        const int step = window_groups(all, t.rows > MR ? WINDOW_GROUPS : SIDE_GROUPS);
-        const size_t rows = ((size_t)t.rows + MR - 1) / MR * MR; /* of whole strips */
-        memset(l->acc, 0, rows * OCT_BLOCK_N * sizeof *l->acc);
+    for (size_t i = lo, tiles; i < stop; i += tiles) {
+        const bool single = oct_tile_at(a, i).rows <= MR;
+        const int step = window_groups(all, single ? SIDE_GROUPS : WINDOW_GROUPS);
+        const size_t left = blocks - i % blocks;
+        tiles = !single || step < all ? 1 : stop - i < left ? stop - i : left;
         for (int g = 0; g < all; g += step)
-            tile_groups(a, t, l, g, all - g < step ? all - g : step, act);
+            tile_groups(a, i, tiles, l, g, all - g < step ? all - g : step, act);
     }
     if (lo < stop) oct_tiles_release();
     return stop < hi ? few(a, stop, hi, lane) : OCT_K_OK;
