@@ -290,6 +290,7 @@ typedef oct_kstatus (*oct_decode_fn)(const oct_decode_args *);
 typedef oct_kstatus (*oct_turn_fn)(const oct_turn_args *);
 typedef oct_kstatus (*oct_scores_fn)(const oct_scores_args *, void *lane);
 typedef oct_kstatus (*oct_mix_fn)(const oct_mix_args *, void *lane);
+typedef oct_kstatus (*oct_mix_pages_fn)(const oct_mix_args *, int count, void *lane);
 
 struct oct_page_kernels {
     oct_layout_fn layout; /* nonzero if the format cannot hold this d */
@@ -300,6 +301,9 @@ struct oct_page_kernels {
      * Q8 or Q8X2 means that the format has no such form. */
     oct_scores_fn scores[OCT_FORM_COUNT];
     oct_mix_fn mix[OCT_FORM_COUNT];
+    /* `mix` of pages one after another, which differ in block, visible, p and ahead alone; NULL
+     * means: just that (select.c fills it in). */
+    oct_mix_pages_fn mix_pages;
 };
 
 /* ---------------------------------------------------------------------------------------------

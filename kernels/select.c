@@ -95,6 +95,7 @@ static void overlay_page(oct_kernels *k, int id, const oct_page_kernels *from, o
         TAKE(scores[f], k->scores_isa[id][f])
         TAKE(mix[f], k->mix_isa[id][f])
     }
+    TAKE(mix_pages, ignored)
 }
 
 /* The slots that no column of the format fills: `turn` by its layouts; the F32 ones decode, then the
@@ -103,6 +104,7 @@ static void default_page_slots(oct_kernels *k)
 {
     for (int id = 0; id < OCT_PAGE_COUNT; id++) {
         if (!k->page[id].turn) k->page[id].turn = oct_page_generic_turn;
+        if (!k->page[id].mix_pages) k->page[id].mix_pages = oct_page_generic_mix_pages;
         if (!k->page[id].scores[OCT_FORM_F32]) {
             k->page[id].scores[OCT_FORM_F32] = oct_page_generic_scores;
             k->scores_isa[id][OCT_FORM_F32] = k->decode_isa[id];

@@ -92,7 +92,7 @@ static int widest(const oct_cache *c)
     return width;
 }
 
-/* The largest block that is turned, sealed or open. */
+/* A chunk of the largest blocks that are turned, sealed or open. */
 static size_t turned_bytes_of(const oct_cache *c)
 {
     size_t most = 0;
@@ -102,7 +102,7 @@ static size_t turned_bytes_of(const oct_cache *c)
         most = UNITS * k->unit_bytes > most ? UNITS * k->unit_bytes : most;
         most = k->block_bytes > most ? k->block_bytes : most;
     }
-    return most;
+    return CHUNK_PAGES * most;
 }
 
 oct_status oct_attend_fit(oct_attend_scratch **scratch, const oct_cache *c, const char *operation,

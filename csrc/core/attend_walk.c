@@ -139,12 +139,18 @@ static int hidden_of(const walk *w, int64_t page, int r)
     return from < 0 ? 0 : from > P ? P : (int)from;
 }
 
-/* Tokens of `page` that each query sees, or would without a window that begins inside of it. */
+/* Whether every query sees all of `page`, or would without a window that begins inside of it. */
+static bool all_see(const walk *w, int64_t page)
+{
+    return oct_visible_of(w->j->a, w->part, w->b->row) >= (page + 1) * P &&
+           hidden_of(w, page, w->b->rows - 1) < P;
+}
+
+/* Tokens of `page` that each query sees, or would without such a window. */
 static void fill_visible(walk *w, int64_t page)
 {
     const oct_attend_args *a = w->j->a;
-    const bool all = oct_visible_of(a, w->part, w->b->row) >= (page + 1) * P &&
-                     hidden_of(w, page, w->b->rows - 1) < P;
+    const bool all = all_see(w, page);
     if (all && w->all_visible) return;
     w->all_visible = all;
     for (int r = 0; r < w->b->rows; r++) {
@@ -208,10 +214,11 @@ static void add_rotated(walk *w, int64_t page, float *s)
     k->page[format].scores[form](&scores, w->kernel_lane);
 }
 
-/* A page as values: V as it lies; a latent's block turned, in the lane. */
-static const void *read_values(const walk *w, int64_t page, oct_page_id *format, oct_form *form,
-                               size_t *stride)
+/* A page as values: V as it lies; a latent's block turned, in place `at` of the lane's. */
+static const void *read_values(const walk *w, int64_t page, int at, oct_page_id *format,
+                               oct_form *form, size_t *stride)
 {
+    char *turned = w->buf->turned + (size_t)at * (w->j->a->scratch->turned_bytes / CHUNK_PAGES);
     const oct_side *v = oct_values_of(w->j->l);
     const int side = w->j->l->latent ? OCT_SEGMENT_K : OCT_SEGMENT_V;
     const void *stored = read_page(w, page, side, format, form);
@@ -220,11 +227,11 @@ static const void *read_values(const walk *w, int64_t page, oct_page_id *format,
     const int64_t left = w->tokens - page * P;
     const oct_page_kernels *k = &w->j->a->cache->rt->kernels.page[*format];
     const oct_turn_args turn = {
-        k, stored, *stride, v->width, left < P ? (int)left : P, w->buf->turned,
+        k, stored, *stride, v->width, left < P ? (int)left : P, turned,
     };
     k->turn(&turn);
     *stride = v->unit_bytes;
-    return w->buf->turned;
+    return turned;
 }
 
 /* What every level starts from: no token. */
@@ -269,16 +276,23 @@ void oct_walk_chunk(walk *w, int chunk, const partial *out)
     const oct_softmax_args softmax = {w->buf->s, CHUNK, pages * P, out->m, out->l, first_half};
     k->op.softmax(&softmax, 0, (size_t)w->queries);
     memset(out->o, 0, (size_t)w->queries * (size_t)vs->width * sizeof *out->o);
-    for (int i = 0; i < pages; i++) {
-        size_t stride;
-        const void *values = read_values(w, first + i, &format, &form, &stride);
-        fill_visible(w, first + i);
-        const oct_mix_args mix = {
-            &k->page[format], &k->op, values, stride, vs->width,
-            w->queries, form, w->buf->visible, w->buf->s + i * P, CHUNK, out->o, (size_t)vs->width,
-            i ? ahead_of(w, first, pages, pages + i) : second_half,
-        };
-        k->page[format].mix[form](&mix, w->kernel_lane);
+    for (int i = 0; i < pages;) {
+        const bool sealed = is_sealed(w, first + i);
+        oct_mix_args mix[CHUNK_PAGES];
+        int n = 0;
+        do {
+            size_t stride;
+            const void *values = read_values(w, first + i, n, &format, &form, &stride);
+            fill_visible(w, first + i);
+            mix[n++] = (oct_mix_args){
+                &k->page[format], &k->op, values, stride, vs->width, w->queries, form,
+                w->buf->visible, w->buf->s + i * P, CHUNK, out->o, (size_t)vs->width,
+                i ? ahead_of(w, first, pages, pages + i) : second_half,
+            };
+            i++;
+        } while (i < pages && w->all_visible && all_see(w, first + i) &&
+                 is_sealed(w, first + i) == sealed);
+        k->page[format].mix_pages(mix, n, w->kernel_lane);
     }
 }
 

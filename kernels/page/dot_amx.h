@@ -11,6 +11,7 @@
 
 #define OCT_DOT_ROWS 32
 #include "kernels/page/dot_fold_avx512.h"
+#include "kernels/page/generic.h"
 #include "kernels/simd/tiles_amx.h"
 
 enum {
@@ -143,6 +144,132 @@ OCT_INLINE oct_kstatus oct_mix_tiles(const oct_mix_args *a, int bits, int terms,
     return OCT_K_OK;
 }
 
+/* ---- several pages ---- */
+
+enum { OCT_MIX_PAGES = 4 };
+
+/* What a strip of queries brings to a group of channels of each page. */
+typedef struct {
+    oct_dot_probs prob[OCT_MIX_PAGES];
+    _Alignas(64) int32_t less[OCT_MIX_PAGES][OCT_STRIP]; /* sums of codes times their centre */
+    _Alignas(64) int32_t sums[2][2][OCT_STRIP][16];      /* of two units: terms, queries, channels */
+    oct_asker ask[OCT_MIX_PAGES];
+} oct_mix_work;
+
+/* Channels [c, end) of a strip. A unit is 16 channels of a page: while its dots run, sums of the one
+ * before last are stored, and those of the one before that are added to the outputs of their
+ * channels, which are in registers from the first page to the last. */
+OCT_INLINE void oct_mix_units(const oct_mix_args *a, int count, int bits, int terms, int i0, int c,
+                              int end, const uint8_t *const *bytes, oct_mix_work *m)
+{
+    const int n = (end - c) / 16 * count;
+    const ptrdiff_t row = terms * OCT_PAGE_TOKENS, step = (ptrdiff_t)a->d * 4;
+    float *o = a->o + (size_t)i0 * a->ldo + c;
+    __m512 acc[OCT_STRIP];
+    int page = 0, folded = 0;
+    for (int i = 0; i < n + 3; i += 2) {
+#pragma GCC unroll 2
+        for (int parity = 0; parity < 2; parity++) {
+            const int j = i + parity;
+            const bool store = j >= 2 && j < n + 2, dot = j < n;
+            int32_t(*sums)[OCT_STRIP][16] = m->sums[parity];
+            if (dot) {
+                OCT_TILE_LOAD(4, m->prob[page].code[0], row);
+                if (terms == 2) OCT_TILE_LOAD(5, m->prob[page].code[1], row);
+                OCT_TILE_LOAD(6, bytes[page] + (size_t)c * 4, step);
+            }
+            if (parity) {
+                if (store) OCT_TILE_STORE(1, sums[0], 64);
+                if (dot) OCT_TILE_ZERO(1);
+                if (dot) OCT_TILE_DOT_SU(1, 4, 6);
+                if (store && terms == 2) OCT_TILE_STORE(3, sums[1], 64);
+                if (dot && terms == 2) OCT_TILE_ZERO(3);
+                if (dot && terms == 2) OCT_TILE_DOT_SU(3, 5, 6);
+            } else {
+                if (store) OCT_TILE_STORE(0, sums[0], 64);
+                if (dot) OCT_TILE_ZERO(0);
+                if (dot) OCT_TILE_DOT_SU(0, 4, 6);
+                if (store && terms == 2) OCT_TILE_STORE(2, sums[1], 64);
+                if (dot && terms == 2) OCT_TILE_ZERO(2);
+                if (dot && terms == 2) OCT_TILE_DOT_SU(2, 5, 6);
+            }
+            if (dot) {
+                oct_ask(&m->ask[page], 1);
+                if (++page == count) page = 0, c += 16;
+            }
+            if (j < 3 || j >= n + 3) continue;
+            if (folded == 0)
+#pragma GCC unroll 16
+                for (int r = 0; r < OCT_STRIP; r++)
+                    acc[r] = _mm512_loadu_ps(o + (size_t)r * a->ldo);
+            const oct_dot_probs *prob = &m->prob[folded];
+#pragma GCC unroll 16
+            for (int r = 0; r < OCT_STRIP; r++) {
+                __m512i sum = _mm512_load_si512(m->sums[1 - parity][0][r]);
+                if (terms == 2)
+                    sum = _mm512_add_epi32(_mm512_slli_epi32(sum, 7),
+                                           _mm512_load_si512(m->sums[1 - parity][1][r]));
+                sum = _mm512_sub_epi32(sum, _mm512_set1_epi32(m->less[folded][r]));
+                acc[r] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum), _mm512_set1_ps(prob->scale[r]),
+                                         acc[r]);
+                if (bits == 4) acc[r] = _mm512_add_ps(acc[r], _mm512_set1_ps(prob->zero[r]));
+            }
+            if (++folded < count) continue;
+#pragma GCC unroll 16
+            for (int r = 0; r < OCT_STRIP; r++) _mm512_storeu_ps(o + (size_t)r * a->ldo, acc[r]);
+            folded = 0;
+            o += 16;
+        }
+    }
+}
+
+/* As mix of one page after the other, with each output read and written once. */
+OCT_INLINE oct_kstatus oct_mix_pages(const oct_mix_args *a, int count, int bits, int terms,
+                                     void *lane, oct_mix_fn each)
+{
+    const int strips = a->nq / OCT_STRIP, group = oct_page_group(a->d);
+    const size_t page_bytes = OCT_PAGE_TOKENS * (size_t)a->d;
+    bool suit = count > 1 && count <= OCT_MIX_PAGES;
+    for (int p = 0; p < count; p++) suit = suit && oct_tiles_suit(a[p].visible, a->nq, a->d);
+    if (!suit) {
+        for (int p = 0; p < count; p++) each(&a[p], lane);
+        return OCT_K_OK;
+    }
+    const uint8_t *bytes[OCT_MIX_PAGES];
+    oct_dot_page page[OCT_MIX_PAGES];
+    oct_mix_work m;
+    for (int p = 0; p < count; p++) {
+        page[p] = oct_dot_parts(a[p].block, a->d, bits);
+        bytes[p] = oct_split_page(page[p], bits, OCT_PAGE_TOKENS, a->d,
+                                  (uint8_t *)lane + (size_t)p * page_bytes);
+        m.ask[p] = oct_asker_of(a[p].ahead, strips * a->d / 16);
+    }
+    oct_asker none = {0};
+    oct_tiles_shape(OCT_STRIP, OCT_STRIP, OCT_DEEP);
+    for (int c = 0, g = 0; c < a->d; c += group, g++)
+        for (int i = 0; i < strips * OCT_STRIP; i += OCT_STRIP) {
+            for (int p = 0; p < count; p++) {
+                oct_dot_probs *prob = &m.prob[p];
+                oct_mix_probs(&a[p], page[p], bits, terms, OCT_STRIP, i, g, prob, &none);
+                for (int r = 0; r < OCT_STRIP; r++)
+                    m.less[p][r] = (bits == 4 ? 8 : 128) * prob->sum[r];
+            }
+            oct_mix_units(a, count, bits, terms, i, c, c + group, bytes, &m);
+        }
+    oct_tiles_release();
+    const int done = strips * OCT_STRIP;
+    for (int p = 0; p < count && done < a->nq; p++) {
+        oct_mix_args rest = a[p];
+        rest.nq -= done;
+        rest.visible += done;
+        rest.p += (size_t)done * a->ldp;
+        rest.o += (size_t)done * a->ldo;
+        rest.ahead = (oct_ahead){0};
+        each(&rest, lane);
+    }
+    return OCT_K_OK;
+}
+
 /* The slots of a format, and the column that takes what tiles do not suit. */
 #define OCT_PAGE_AMX(name, bits)                                                                   \
     extern const oct_page_kernels oct_page_##name##_avx512;                                        \
@@ -166,7 +293,14 @@ OCT_INLINE oct_kstatus oct_mix_tiles(const oct_mix_args *a, int bits, int terms,
         const oct_mix_fn few = oct_page_##name##_avx512.mix[OCT_FORM_Q8X2];                        \
         return oct_mix_tiles(a, bits, 2, lane, few);                                               \
     }                                                                                              \
+    static oct_kstatus mix_pages(const oct_mix_args *a, int count, void *lane)                     \
+    {                                                                                              \
+        if (a->form == OCT_FORM_Q8) return oct_mix_pages(a, count, bits, 1, lane, mix_q8);         \
+        if (a->form == OCT_FORM_Q8X2) return oct_mix_pages(a, count, bits, 2, lane, mix_q8x2);     \
+        return oct_page_generic_mix_pages(a, count, lane);                                         \
+    }                                                                                              \
     const oct_page_kernels oct_page_##name##_amx = {                                               \
+        .mix_pages = mix_pages,                                                                    \
         .scores = {NULL, scores_q8, scores_q8x2},                                                  \
         .mix = {NULL, mix_q8, mix_q8x2},                                                           \
     };
