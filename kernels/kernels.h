@@ -302,7 +302,7 @@ struct oct_page_kernels {
     oct_scores_fn scores[OCT_FORM_COUNT];
     oct_mix_fn mix[OCT_FORM_COUNT];
     /* `mix` of pages one after another, which differ in block, visible, p and ahead alone; NULL
-     * means: just that (select.c fills it in). */
+     * means that nothing is gained by it. */
     oct_mix_pages_fn mix_pages;
 };
 

@@ -104,7 +104,6 @@ static void default_page_slots(oct_kernels *k)
 {
     for (int id = 0; id < OCT_PAGE_COUNT; id++) {
         if (!k->page[id].turn) k->page[id].turn = oct_page_generic_turn;
-        if (!k->page[id].mix_pages) k->page[id].mix_pages = oct_page_generic_mix_pages;
         if (!k->page[id].scores[OCT_FORM_F32]) {
             k->page[id].scores[OCT_FORM_F32] = oct_page_generic_scores;
             k->scores_isa[id][OCT_FORM_F32] = k->decode_isa[id];

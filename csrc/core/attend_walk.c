@@ -277,22 +277,24 @@ void oct_walk_chunk(walk *w, int chunk, const partial *out)
     k->op.softmax(&softmax, 0, (size_t)w->queries);
     memset(out->o, 0, (size_t)w->queries * (size_t)vs->width * sizeof *out->o);
     for (int i = 0; i < pages;) {
-        const bool sealed = is_sealed(w, first + i);
         oct_mix_args mix[CHUNK_PAGES];
-        int n = 0;
+        const int begin = i;
+        bool more;
         do {
             size_t stride;
-            const void *values = read_values(w, first + i, n, &format, &form, &stride);
+            const void *values = read_values(w, first + i, i - begin, &format, &form, &stride);
             fill_visible(w, first + i);
-            mix[n++] = (oct_mix_args){
+            mix[i - begin] = (oct_mix_args){
                 &k->page[format], &k->op, values, stride, vs->width, w->queries, form,
                 w->buf->visible, w->buf->s + i * P, CHUNK, out->o, (size_t)vs->width,
                 i ? ahead_of(w, first, pages, pages + i) : second_half,
             };
             i++;
-        } while (i < pages && w->all_visible && all_see(w, first + i) &&
-                 is_sealed(w, first + i) == sealed);
-        k->page[format].mix_pages(mix, n, w->kernel_lane);
+            more = i < pages && k->page[format].mix_pages && w->all_visible &&
+                   all_see(w, first + i) && is_sealed(w, first + i) == is_sealed(w, first + begin);
+        } while (more);
+        if (i - begin > 1) k->page[format].mix_pages(mix, i - begin, w->kernel_lane);
+        else k->page[format].mix[form](mix, w->kernel_lane);
     }
 }
 

@@ -235,18 +235,28 @@ page_mix(PyObject *self, PyObject *args)
     (void)self;
     oct_page_id id;
     oct_isa isa;
-    oct_mix_args a = {0};
+    enum { MOST = 8 };
+    oct_mix_args a = {0}, each[MOST];
     void *block, *visible, *p, *o;
     Py_ssize_t stride, ldp, ldo;
-    if (!PyArg_ParseTuple(args, "O&O&O&O&niiO&O&nO&n", page_id, &id, oct_probe_isa, &isa, form_of,
+    int count = 1;
+    if (!PyArg_ParseTuple(args, "O&O&O&O&niiO&O&nO&n|i", page_id, &id, oct_probe_isa, &isa, form_of,
                           &a.form, address, &block, &stride, &a.d, &a.nq, address, &visible,
-                          address, &p, &ldp, address, &o, &ldo))
+                          address, &p, &ldp, address, &o, &ldo, &count))
         return NULL;
     const oct_kernels *k = oct_probe_table(isa);
     if (!k->page[id].mix[a.form]) return no_form();
     a.self = &k->page[id], a.ops = &k->op, a.block = block, a.unit_stride = (size_t)stride;
     a.visible = visible, a.p = p, a.ldp = (size_t)ldp, a.o = o, a.ldo = (size_t)ldo;
-    return PyLong_FromLong((long)k->page[id].mix[a.form](&a, fresh_lane()));
+    if (count == 1) return PyLong_FromLong((long)k->page[id].mix[a.form](&a, fresh_lane()));
+    if (!k->page[id].mix_pages || count > MOST) return no_form();
+    for (int i = 0; i < count; i++) { /* blocks and probabilities lie side by side */
+        each[i] = a;
+        each[i].block = (char *)block + 4 * i * stride;
+        each[i].p += OCT_PAGE_TOKENS * i;
+        each[i].ahead = (oct_ahead){o, (char *)o + 4 * ldo};
+    }
+    return PyLong_FromLong((long)k->page[id].mix_pages(each, count, fresh_lane()));
 }
 
 PyMethodDef oct_probe_page_methods[] = {
@@ -262,6 +272,6 @@ PyMethodDef oct_probe_page_methods[] = {
     {"page_scores", page_scores, METH_VARARGS,
      "(format, isa, form, block, unit_stride, d, nq, visible, x, ldx, hi, lo, scale, sum, s, lds)"},
     {"page_mix", page_mix, METH_VARARGS,
-     "(format, isa, form, block, unit_stride, d, nq, visible, p, ldp, o, ldo)"},
+     "(format, isa, form, block, unit_stride, d, nq, visible, p, ldp, o, ldo, pages=1)"},
     {NULL, NULL, 0, NULL},
 };

@@ -11,12 +11,13 @@
 
 #define OCT_DOT_ROWS 32
 #include "kernels/page/dot_fold_avx512.h"
-#include "kernels/page/generic.h"
+#include "kernels/simd/nibbles_gfni.h"
 #include "kernels/simd/tiles_amx.h"
 
 enum {
     OCT_STRIP = 16, /* queries */
-    OCT_DEEP = 64   /* channels or tokens of a tile product */
+    OCT_DEEP = 64,  /* channels or tokens of a tile product */
+    OCT_DOT_GROUPS = OCT_MAX_HEAD_DIM / 64 /* most groups of channels that are of whole tiles */
 };
 
 typedef struct {
@@ -32,20 +33,22 @@ static inline bool oct_tiles_suit(const int *visible, int nq, int d)
 }
 
 /* The codes of a page as bytes [n / 4][columns][4], whose stored order is [n / 8][columns][4] of
- * nibbles: a line becomes one of its low and, a row of lines further, one of its high halves. */
+ * nibbles: a line becomes one of its low and, a row of lines further, one of its high halves.
+ * centred: those less 8. */
 static inline const uint8_t *oct_split_page(oct_dot_page page, int bits, int n, int columns,
-                                            void *lane)
+                                            bool centred, void *lane)
 {
     const size_t row = (size_t)columns * 4;
-    const __m512i low = _mm512_set1_epi8(15);
     const uint8_t *from = page.codes;
     uint8_t *to = lane;
     if (bits == 8) return from;
     for (int i = 0; i < n / 8; i++, to += row)
         for (size_t end = row; end > 0; end -= 64, from += 64, to += 64) {
-            const __m512i v = _mm512_load_si512(from);
-            _mm512_store_si512(to, _mm512_and_si512(v, low));
-            _mm512_store_si512(to + row, _mm512_and_si512(_mm512_srli_epi16(v, 4), low));
+            __m512i w[2];
+            if (centred) oct_centred_nibbles(_mm512_load_si512(from), w);
+            else oct_nibbles(_mm512_load_si512(from), w);
+            _mm512_store_si512(to, w[0]);
+            _mm512_store_si512(to + row, w[1]);
         }
     return lane;
 }
@@ -84,33 +87,123 @@ static inline void oct_strip_dots(oct_strip_sums *out, int terms, const int8_t *
     if (terms == 2) oct_tile_dots(out->dots[1], 128, lo, ldx, lines, step, n);
 }
 
-/* The last strip begins early enough to be whole: some scores are then computed twice. The dots of
- * a strip and group are on their way while those before them are folded. */
+/* What a strip of queries brings to each group of channels. */
+typedef struct {
+    _Alignas(64) int32_t less[OCT_DOT_GROUPS][OCT_STRIP]; /* 8 bits: sums of codes times 128 */
+    _Alignas(64) float sum[OCT_DOT_GROUPS][OCT_STRIP];    /* 4 bits: sums of codes */
+    _Alignas(64) int32_t sums[2][2][OCT_STRIP][16]; /* of two units: terms, queries, tokens */
+} oct_scores_work;
+
+/* As oct_dot_query_sum; groups here are of two or four sums. */
+static inline void sum_queries(const oct_scores_args *a, int bits, int first, oct_scores_work *m)
+{
+    const int per = oct_page_group(a->d) / OCT_GROUP, groups = a->d / oct_page_group(a->d);
+    for (int r = 0; r < OCT_STRIP; r++) {
+        const int32_t *part = a->q->sum + (size_t)(first + r) * (size_t)(a->q->kp / OCT_GROUP);
+        for (int g = 0; g < groups; g++, part += per) {
+            int32_t sum = part[0] + part[1];
+            if (per == 4) sum += part[2] + part[3];
+            if (bits == 8) m->less[g][r] = 128 * sum;
+            else m->sum[g][r] = (float)sum;
+        }
+    }
+}
+
+/* The scores of a strip. A unit is a group of channels of 16 tokens, tokens running slowest. */
+OCT_INLINE void oct_scores_units(const oct_scores_args *a, oct_dot_page page, int bits, int terms,
+                                 int first, const uint8_t *bytes, oct_scores_work *m,
+                                 oct_asker *ask)
+{
+    const int group = oct_page_group(a->d), groups = a->d / group;
+    const int n = OCT_PAGE_TOKENS / 16 * groups;
+    const size_t at = (size_t)first * (size_t)a->q->kp;
+    const ptrdiff_t ldq = a->q->kp, step = 4 * OCT_PAGE_TOKENS;
+    float *s = a->s + (size_t)first * a->lds;
+    __m512 acc[OCT_STRIP];
+    for (int r = 0; r < OCT_STRIP; r++) acc[r] = _mm512_setzero_ps(); /* so that gcc sees them set */
+    int g = 0, folded = 0;
+    const uint8_t *tokens = bytes;
+    for (int i = 0; i < n + 3; i += 2) {
+#pragma GCC unroll 2
+        for (int parity = 0; parity < 2; parity++) {
+            const int j = i + parity;
+            const bool store = j >= 2 && j < n + 2, dot = j < n;
+            int32_t(*sums)[OCT_STRIP][16] = m->sums[parity];
+            if (store && parity) {
+                OCT_TILE_STORE(1, sums[0], 64);
+                if (terms == 2) OCT_TILE_STORE(3, sums[1], 64);
+            } else if (store) {
+                OCT_TILE_STORE(0, sums[0], 64);
+                if (terms == 2) OCT_TILE_STORE(2, sums[1], 64);
+            }
+            if (dot && parity) {
+                OCT_TILE_ZERO(1);
+                if (terms == 2) OCT_TILE_ZERO(3);
+            } else if (dot) {
+                OCT_TILE_ZERO(0);
+                if (terms == 2) OCT_TILE_ZERO(2);
+            }
+            for (int c = g * group; dot && c < (g + 1) * group; c += OCT_DEEP) {
+                OCT_TILE_LOAD(4, a->q->hi + at + c, ldq);
+                OCT_TILE_LOAD(6, tokens + (size_t)c * OCT_PAGE_TOKENS, step);
+                if (terms == 2) OCT_TILE_LOAD(5, a->q->lo + at + c, ldq);
+                if (parity) {
+                    OCT_TILE_DOT_SU(1, 4, 6);
+                    if (terms == 2) OCT_TILE_DOT_SU(3, 5, 6);
+                } else {
+                    OCT_TILE_DOT_SU(0, 4, 6);
+                    if (terms == 2) OCT_TILE_DOT_SU(2, 5, 6);
+                }
+            }
+            if (dot) {
+                oct_ask(ask, 1);
+                if (++g == groups) g = 0, tokens += 64;
+            }
+            if (j < 3 || j >= n + 3) continue;
+            const int t = (int)(s - a->s - (ptrdiff_t)((size_t)first * a->lds));
+            const __m512 scale = oct_widen_bf16(page.scales + folded * OCT_PAGE_TOKENS + t);
+            const __m512 zero =
+                bits == 4 ? oct_widen_bf16(page.zeros + folded * OCT_PAGE_TOKENS + t) : scale;
+#pragma GCC unroll 16
+            for (int r = 0; r < OCT_STRIP; r++) {
+                __m512i sum = _mm512_load_si512(m->sums[1 - parity][0][r]);
+                if (terms == 2)
+                    sum = _mm512_add_epi32(_mm512_slli_epi32(sum, 7),
+                                           _mm512_load_si512(m->sums[1 - parity][1][r]));
+                if (bits == 8)
+                    sum = _mm512_sub_epi32(sum, _mm512_set1_epi32(m->less[folded][r]));
+                acc[r] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum), scale,
+                                         folded ? acc[r] : _mm512_setzero_ps());
+                if (bits == 4)
+                    acc[r] = _mm512_fmadd_ps(_mm512_set1_ps(m->sum[folded][r]), zero, acc[r]);
+            }
+            if (++folded < groups) continue;
+#pragma GCC unroll 16
+            for (int r = 0; r < OCT_STRIP; r++)
+                _mm512_storeu_ps(s + (size_t)r * a->lds,
+                                 _mm512_mul_ps(acc[r], _mm512_set1_ps(a->q->scale[first + r])));
+            folded = 0;
+            s += 16;
+        }
+    }
+}
+
+/* The last strip begins early enough to be whole: some scores are then computed twice. */
 OCT_INLINE oct_kstatus oct_scores_tiles(const oct_scores_args *a, int bits, int terms, void *lane,
                                         oct_scores_fn few)
 {
     if (!oct_tiles_suit(a->visible, a->nq, a->d)) return few(a, lane);
     const oct_dot_page page = oct_dot_parts(a->block, a->d, bits);
     const int group = oct_page_group(a->d), groups = a->d / group;
-    const int strips = (a->nq + OCT_STRIP - 1) / OCT_STRIP, steps = strips * groups;
-    const uint8_t *bytes = oct_split_page(page, bits, a->d, OCT_PAGE_TOKENS, lane);
-    oct_strip_sums sums[2];
-    oct_asker ask = oct_asker_of(a->ahead, steps * OCT_STRIP * OCT_FLOAT_WORK);
+    const int strips = (a->nq + OCT_STRIP - 1) / OCT_STRIP;
+    const uint8_t *bytes = oct_split_page(page, bits, a->d, OCT_PAGE_TOKENS, false, lane);
+    oct_scores_work m;
+    oct_asker ask = oct_asker_of(a->ahead, strips * OCT_PAGE_TOKENS / 16 * groups);
     oct_tiles_shape(OCT_STRIP, OCT_STRIP, OCT_DEEP);
-    for (int i = 0, before = 0; i <= steps; i++) {
-        const int g = i % groups, at = i / groups * OCT_STRIP;
-        const int first = at + OCT_STRIP <= a->nq ? at : a->nq - OCT_STRIP;
-        if (i < steps) {
-            const size_t from = (size_t)first * (size_t)a->q->kp + (size_t)(g * group);
-            oct_strip_dots(&sums[i % 2], terms, a->q->hi + from,
-                           terms == 2 ? a->q->lo + from : NULL, (size_t)a->q->kp,
-                           bytes + (size_t)(g * group) * OCT_PAGE_TOKENS, 4 * OCT_PAGE_TOKENS,
-                           group);
-        }
-        if (i > 0)
-            oct_scores_fold(a, page, bits, terms, OCT_STRIP, 4, sums[1 - i % 2].dots, before, true,
-                            0, (i - 1) % groups, &ask);
-        before = first;
+    for (int i = 0; i < strips; i++) {
+        const int at = i * OCT_STRIP, first = at + OCT_STRIP <= a->nq ? at : a->nq - OCT_STRIP;
+        sum_queries(a, bits, first, &m);
+        oct_scores_units(a, page, bits, terms, first, bytes, &m, &ask);
     }
     oct_tiles_release();
     return OCT_K_OK;
@@ -123,7 +216,7 @@ OCT_INLINE oct_kstatus oct_mix_tiles(const oct_mix_args *a, int bits, int terms,
     if (!oct_tiles_suit(a->visible, a->nq, a->d)) return few(a, lane);
     const oct_dot_page page = oct_dot_parts(a->block, a->d, bits);
     const int group = oct_page_group(a->d), groups = a->d / group;
-    const uint8_t *bytes = oct_split_page(page, bits, OCT_PAGE_TOKENS, a->d, lane);
+    const uint8_t *bytes = oct_split_page(page, bits, OCT_PAGE_TOKENS, a->d, false, lane);
     oct_asker ask = oct_asker_of(a->ahead, a->nq * (a->d / 64 + 2 * groups) * OCT_FLOAT_WORK);
     oct_strip_sums sums;
     oct_dot_probs prob;
@@ -131,7 +224,7 @@ OCT_INLINE oct_kstatus oct_mix_tiles(const oct_mix_args *a, int bits, int terms,
     for (int i = 0; i < a->nq; i += OCT_STRIP) {
         const int queries = a->nq - i < OCT_STRIP ? a->nq - i : OCT_STRIP;
         for (int g = 0; g < groups; g++) {
-            oct_mix_probs(a, page, bits, terms, queries, i, g, &prob, &ask);
+            oct_mix_probs(a, page, bits, terms, queries, i, g, true, &prob, &ask);
             for (int c = g * group; c < (g + 1) * group; c += OCT_DEEP) {
                 oct_strip_dots(&sums, terms, prob.code[0], prob.code[1],
                                (size_t)terms * OCT_PAGE_TOKENS, bytes + (size_t)c * 4,
@@ -144,131 +237,7 @@ OCT_INLINE oct_kstatus oct_mix_tiles(const oct_mix_args *a, int bits, int terms,
     return OCT_K_OK;
 }
 
-/* ---- several pages ---- */
-
-enum { OCT_MIX_PAGES = 4 };
-
-/* What a strip of queries brings to a group of channels of each page. */
-typedef struct {
-    oct_dot_probs prob[OCT_MIX_PAGES];
-    _Alignas(64) int32_t less[OCT_MIX_PAGES][OCT_STRIP]; /* sums of codes times their centre */
-    _Alignas(64) int32_t sums[2][2][OCT_STRIP][16];      /* of two units: terms, queries, channels */
-    oct_asker ask[OCT_MIX_PAGES];
-} oct_mix_work;
-
-/* Channels [c, end) of a strip. A unit is 16 channels of a page: while its dots run, sums of the one
- * before last are stored, and those of the one before that are added to the outputs of their
- * channels, which are in registers from the first page to the last. */
-OCT_INLINE void oct_mix_units(const oct_mix_args *a, int count, int bits, int terms, int i0, int c,
-                              int end, const uint8_t *const *bytes, oct_mix_work *m)
-{
-    const int n = (end - c) / 16 * count;
-    const ptrdiff_t row = terms * OCT_PAGE_TOKENS, step = (ptrdiff_t)a->d * 4;
-    float *o = a->o + (size_t)i0 * a->ldo + c;
-    __m512 acc[OCT_STRIP];
-    int page = 0, folded = 0;
-    for (int i = 0; i < n + 3; i += 2) {
-#pragma GCC unroll 2
-        for (int parity = 0; parity < 2; parity++) {
-            const int j = i + parity;
-            const bool store = j >= 2 && j < n + 2, dot = j < n;
-            int32_t(*sums)[OCT_STRIP][16] = m->sums[parity];
-            if (dot) {
-                OCT_TILE_LOAD(4, m->prob[page].code[0], row);
-                if (terms == 2) OCT_TILE_LOAD(5, m->prob[page].code[1], row);
-                OCT_TILE_LOAD(6, bytes[page] + (size_t)c * 4, step);
-            }
-            if (parity) {
-                if (store) OCT_TILE_STORE(1, sums[0], 64);
-                if (dot) OCT_TILE_ZERO(1);
-                if (dot) OCT_TILE_DOT_SU(1, 4, 6);
-                if (store && terms == 2) OCT_TILE_STORE(3, sums[1], 64);
-                if (dot && terms == 2) OCT_TILE_ZERO(3);
-                if (dot && terms == 2) OCT_TILE_DOT_SU(3, 5, 6);
-            } else {
-                if (store) OCT_TILE_STORE(0, sums[0], 64);
-                if (dot) OCT_TILE_ZERO(0);
-                if (dot) OCT_TILE_DOT_SU(0, 4, 6);
-                if (store && terms == 2) OCT_TILE_STORE(2, sums[1], 64);
-                if (dot && terms == 2) OCT_TILE_ZERO(2);
-                if (dot && terms == 2) OCT_TILE_DOT_SU(2, 5, 6);
-            }
-            if (dot) {
-                oct_ask(&m->ask[page], 1);
-                if (++page == count) page = 0, c += 16;
-            }
-            if (j < 3 || j >= n + 3) continue;
-            if (folded == 0)
-#pragma GCC unroll 16
-                for (int r = 0; r < OCT_STRIP; r++)
-                    acc[r] = _mm512_loadu_ps(o + (size_t)r * a->ldo);
-            const oct_dot_probs *prob = &m->prob[folded];
-#pragma GCC unroll 16
-            for (int r = 0; r < OCT_STRIP; r++) {
-                __m512i sum = _mm512_load_si512(m->sums[1 - parity][0][r]);
-                if (terms == 2)
-                    sum = _mm512_add_epi32(_mm512_slli_epi32(sum, 7),
-                                           _mm512_load_si512(m->sums[1 - parity][1][r]));
-                sum = _mm512_sub_epi32(sum, _mm512_set1_epi32(m->less[folded][r]));
-                acc[r] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum), _mm512_set1_ps(prob->scale[r]),
-                                         acc[r]);
-                if (bits == 4) acc[r] = _mm512_add_ps(acc[r], _mm512_set1_ps(prob->zero[r]));
-            }
-            if (++folded < count) continue;
-#pragma GCC unroll 16
-            for (int r = 0; r < OCT_STRIP; r++) _mm512_storeu_ps(o + (size_t)r * a->ldo, acc[r]);
-            folded = 0;
-            o += 16;
-        }
-    }
-}
-
-/* As mix of one page after the other, with each output read and written once. */
-OCT_INLINE oct_kstatus oct_mix_pages(const oct_mix_args *a, int count, int bits, int terms,
-                                     void *lane, oct_mix_fn each)
-{
-    const int strips = a->nq / OCT_STRIP, group = oct_page_group(a->d);
-    const size_t page_bytes = OCT_PAGE_TOKENS * (size_t)a->d;
-    bool suit = count > 1 && count <= OCT_MIX_PAGES;
-    for (int p = 0; p < count; p++) suit = suit && oct_tiles_suit(a[p].visible, a->nq, a->d);
-    if (!suit) {
-        for (int p = 0; p < count; p++) each(&a[p], lane);
-        return OCT_K_OK;
-    }
-    const uint8_t *bytes[OCT_MIX_PAGES];
-    oct_dot_page page[OCT_MIX_PAGES];
-    oct_mix_work m;
-    for (int p = 0; p < count; p++) {
-        page[p] = oct_dot_parts(a[p].block, a->d, bits);
-        bytes[p] = oct_split_page(page[p], bits, OCT_PAGE_TOKENS, a->d,
-                                  (uint8_t *)lane + (size_t)p * page_bytes);
-        m.ask[p] = oct_asker_of(a[p].ahead, strips * a->d / 16);
-    }
-    oct_asker none = {0};
-    oct_tiles_shape(OCT_STRIP, OCT_STRIP, OCT_DEEP);
-    for (int c = 0, g = 0; c < a->d; c += group, g++)
-        for (int i = 0; i < strips * OCT_STRIP; i += OCT_STRIP) {
-            for (int p = 0; p < count; p++) {
-                oct_dot_probs *prob = &m.prob[p];
-                oct_mix_probs(&a[p], page[p], bits, terms, OCT_STRIP, i, g, prob, &none);
-                for (int r = 0; r < OCT_STRIP; r++)
-                    m.less[p][r] = (bits == 4 ? 8 : 128) * prob->sum[r];
-            }
-            oct_mix_units(a, count, bits, terms, i, c, c + group, bytes, &m);
-        }
-    oct_tiles_release();
-    const int done = strips * OCT_STRIP;
-    for (int p = 0; p < count && done < a->nq; p++) {
-        oct_mix_args rest = a[p];
-        rest.nq -= done;
-        rest.visible += done;
-        rest.p += (size_t)done * a->ldp;
-        rest.o += (size_t)done * a->ldo;
-        rest.ahead = (oct_ahead){0};
-        each(&rest, lane);
-    }
-    return OCT_K_OK;
-}
+#include "kernels/page/mix_pages_amx.h"
 
 /* The slots of a format, and the column that takes what tiles do not suit. */
 #define OCT_PAGE_AMX(name, bits)                                                                   \
@@ -295,9 +264,7 @@ OCT_INLINE oct_kstatus oct_mix_pages(const oct_mix_args *a, int count, int bits,
     }                                                                                              \
     static oct_kstatus mix_pages(const oct_mix_args *a, int count, void *lane)                     \
     {                                                                                              \
-        if (a->form == OCT_FORM_Q8) return oct_mix_pages(a, count, bits, 1, lane, mix_q8);         \
-        if (a->form == OCT_FORM_Q8X2) return oct_mix_pages(a, count, bits, 2, lane, mix_q8x2);     \
-        return oct_page_generic_mix_pages(a, count, lane);                                         \
+        return oct_mix_pages_tiles(a, count, bits, lane);                                          \
     }                                                                                              \
     const oct_page_kernels oct_page_##name##_amx = {                                               \
         .mix_pages = mix_pages,                                                                    \

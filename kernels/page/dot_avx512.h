@@ -172,7 +172,7 @@ OCT_INLINE void oct_mix_tile(const oct_mix_args *a, int bits, int terms, int que
     const int group = oct_page_group(a->d);
     oct_dot_probs prob;
     for (int g = 0; g < a->d / group; g++) {
-        oct_mix_probs(a, page, bits, terms, queries, i0, g, &prob, ask);
+        oct_mix_probs(a, page, bits, terms, queries, i0, g, false, &prob, ask);
         int c = g * group;
         for (; c + 64 <= (g + 1) * group; c += 64)
             oct_mix_channels(a, page, bits, terms, queries, 4, i0, c, units, &prob, ask);

@@ -112,7 +112,7 @@ OCT_INLINE __m512i oct_bytes_of(const __m512i q[4])
 /* Up to four queries from row r0 of the tile on: p [many][ldp]. s: scales; zc: what multiplies p in
  * the zero term, or NULL. */
 OCT_INLINE void oct_probs(oct_dot_probs *out, int r0, int many, const float *p, size_t ldp,
-                          const float *s, const float *zc, const int *visible, int terms,
+                          const float *s, const float *zc, const int *visible, bool all, int terms,
                           oct_asker *ask)
 {
     const __m512i magnitude = _mm512_set1_epi32(0x7FFFFFFF);
@@ -122,10 +122,10 @@ OCT_INLINE void oct_probs(oct_dot_probs *out, int r0, int many, const float *p, 
         zacc[r] = _mm512_setzero_ps();
         top[r] = sum[r] = _mm512_setzero_si512();
         if (r < many) oct_ask(ask, OCT_FLOAT_WORK);
-        const bool whole = r < many && visible[r] >= OCT_PAGE_TOKENS; /* spares most the masks */
+        const bool whole = all || (r < many && visible[r] >= OCT_PAGE_TOKENS); /* spares masks */
         for (int v = 0; v < 4 && r < many; v++) {
             const float *from = p + (size_t)r * ldp + 16 * v;
-            const __mmask16 seen = oct_lanes_below(visible[r] - 16 * v);
+            const __mmask16 seen = all ? 0xFFFF : oct_lanes_below(visible[r] - 16 * v);
             const __m512 x = whole ? _mm512_loadu_ps(from) : _mm512_maskz_loadu_ps(seen, from);
             const __m512 by = _mm512_load_ps(s + 16 * v);
             w[r][v] = whole ? _mm512_mul_ps(x, by) : _mm512_maskz_mul_ps(seen, x, by);
@@ -194,7 +194,7 @@ OCT_INLINE void oct_mix_fold(const oct_mix_args *a, int bits, int terms, int que
 
 /* The probabilities of a tile's queries in the units of group g. */
 OCT_INLINE void oct_mix_probs(const oct_mix_args *a, oct_dot_page page, int bits, int terms,
-                              int queries, int i0, int g, oct_dot_probs *prob, oct_asker *ask)
+                              int queries, int i0, int g, bool all, oct_dot_probs *prob, oct_asker *ask)
 {
     _Alignas(64) float s[OCT_PAGE_TOKENS], zc[OCT_PAGE_TOKENS];
     for (int t = 0; t < OCT_PAGE_TOKENS; t += 16) {
@@ -207,8 +207,8 @@ OCT_INLINE void oct_mix_probs(const oct_mix_args *a, oct_dot_page page, int bits
     for (int r = 0; r < queries; r += 4) {
         const float *p = a->p + (size_t)(i0 + r) * a->ldp, *z = bits == 4 ? zc : NULL;
         const int *visible = a->visible + i0 + r, many = queries - r;
-        if (many >= 4) oct_probs(prob, r, 4, p, a->ldp, s, z, visible, terms, ask);
-        else oct_probs(prob, r, many, p, a->ldp, s, z, visible, terms, ask);
+        if (many >= 4) oct_probs(prob, r, 4, p, a->ldp, s, z, visible, all, terms, ask);
+        else oct_probs(prob, r, many, p, a->ldp, s, z, visible, all, terms, ask);
     }
 }
 

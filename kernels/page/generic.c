@@ -61,13 +61,6 @@ oct_kstatus oct_page_scaled_scores(const oct_scores_args *a, oct_decode_fn codes
     return scores(a, codes, lane, widen_scales(a->block, lane));
 }
 
-oct_kstatus oct_page_generic_mix_pages(const oct_mix_args *a, int count, void *lane)
-{
-    oct_kstatus status = OCT_K_OK;
-    for (int i = 0; i < count && !status; i++) status = a[i].self->mix[a[i].form](&a[i], lane);
-    return status;
-}
-
 oct_kstatus oct_page_scaled_mix(const oct_mix_args *a, oct_decode_fn codes, void *lane)
 {
     if (oct_page_group(a->d) < a->d) return oct_page_generic_mix(a, lane);

@@ -7,7 +7,6 @@
 
 oct_kstatus oct_page_generic_scores(const oct_scores_args *, void *lane);
 oct_kstatus oct_page_generic_mix(const oct_mix_args *, void *lane);
-oct_kstatus oct_page_generic_mix_pages(const oct_mix_args *, int count, void *lane);
 
 /* The same for formats whose value is code * scale and whose block begins with the scales
  * [d/G][64]: with one group per row, `codes` decodes the bare codes and the scale is applied once

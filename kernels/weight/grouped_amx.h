@@ -12,6 +12,7 @@
  * and runs on from block to block. Tiles of few rows are left to the AVX-512 column, which gives
  * the same bits. */
 #include "kernels/ahead.h"
+#include "kernels/simd/nibbles_gfni.h"
 #include "kernels/simd/tiles_amx.h"
 #include "kernels/weight/lines_avx512.h"
 #include "kernels/weight/tile_avx512.h"
@@ -66,32 +67,20 @@ typedef struct {
 
 /* ---- the panel ---- */
 
-/* The low and the high nibbles u of a line; centred: u - 8. Affine maps of a byte's bits, one
- * instruction for what shift, mask and subtraction do: result bit i is the parity of the byte and
- * the matrix's byte 7 - i, and the sign of u - 8 is the opposite of u's top bit. */
-OCT_INLINE void map_line(__m512i v, bool centred, __m512i w[2])
-{
-    if (centred) {
-        w[0] = _mm512_gf2p8affine_epi64_epi8(v, _mm512_set1_epi64(0x0102040808080808), 0xF8);
-        w[1] = _mm512_gf2p8affine_epi64_epi8(v, _mm512_set1_epi64(0x1020408080808080), 0xF8);
-    } else {
-        w[0] = _mm512_and_si512(v, _mm512_set1_epi8(15));
-        w[1] = _mm512_gf2p8affine_epi64_epi8(v, _mm512_set1_epi64(0x1020408000000000), 0);
-    }
-}
-
 /* Half h of a stored group as signed bytes [8 lines][16 channels][4]. */
 OCT_INLINE void fill_half(const uint8_t *group, int h, int8_t *to)
 {
     const uint8_t *line = group + h * HALF_BYTES;
     const bool centred = CODE_BITS == 4 && !HAS_ZERO && !HAS_MIN;
     const __m512i zero = HAS_ZERO ? zeros16(group, h) : _mm512_set1_epi8((char)ZERO_CODE);
-    static_assert(CODE_BITS == 8 || HAS_ZERO || HAS_MIN || ZERO_CODE == 8, "as map_line has it");
+    static_assert(CODE_BITS == 8 || HAS_ZERO || HAS_MIN || ZERO_CODE == 8, "what centred nibbles are less");
 #pragma GCC unroll 4
     for (int i = 0; i < 8; i += 2, to += 2 * LINE_BYTES) {
         __m512i w[2];
         if (CODE_BITS == 4) {
-            map_line(_mm512_loadu_si512(line + i / 2 * LINE_BYTES), centred, w);
+            const __m512i v = _mm512_loadu_si512(line + i / 2 * LINE_BYTES);
+            if (centred) oct_centred_nibbles(v, w);
+            else oct_nibbles(v, w);
         } else {
             w[0] = _mm512_loadu_si512(line + i * LINE_BYTES);
             w[1] = _mm512_loadu_si512(line + (i + 1) * LINE_BYTES);

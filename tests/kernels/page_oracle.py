@@ -327,18 +327,19 @@ def scores(fmt, isa, form, block, d, q, visible, stride=None, place=np.asarray, 
     return s[:, :64]
 
 
-def mix(fmt, isa, form, block, d, p, visible, o, stride=None, place=np.asarray):
-    """p [n, 64]: what lies past the largest `visible` is replaced by NaN. Returns o [n, d]."""
-    n, ldp, ldo = len(p), 65, d + 5
+def mix(fmt, isa, form, block, d, p, visible, o, stride=None, place=np.asarray, pages=1):
+    """p [n, 64 * pages], of one page NaN past the largest `visible`. Returns o [n, d]."""
+    n, ldp, ldo = len(p), 64 * pages + 1, d + 5
     wide = padded(p, 1)
-    wide[:, int(visible.max()) :] = np.nan
+    if pages == 1:
+        wide[:, int(visible.max()) :] = np.nan
     wide, block = place(wide), place(block)
     raw, out = aligned(4 * n * ldo, offset=4)
     view = out.view(F32).reshape(n, ldo)
     view[:, :d] = o
     given = np.ascontiguousarray(visible, np.int32)
-    unit = block.nbytes // 4 if stride is None else stride
-    status = _probe.page_mix(fmt, isa, form, block, unit, d, n, given, wide, ldp, out, ldo)
+    unit = block.nbytes // pages // 4 if stride is None else stride
+    status = _probe.page_mix(fmt, isa, form, block, unit, d, n, given, wide, ldp, out, ldo, pages)
     assert status == 0 and intact(raw, out)
     assert (view[:, d:].view(np.uint32) == 0xA5A5A5A5).all(), "mix wrote past the row"
     return view[:, :d].copy()

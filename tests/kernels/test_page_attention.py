@@ -191,6 +191,30 @@ def test_many_rows_match_scalar(isa, fmt, form):
         np.testing.assert_array_equal(*both)
 
 
+@pytest.mark.parametrize("count", [2, 4, 5])
+@pytest.mark.parametrize("form", ["f32", "q8", "q8x2"])
+@pytest.mark.parametrize("fmt", ["int8", "int4"])
+def test_pages_at_once_are_one_after_another(fmt, form, count):
+    need("amx")
+    r = np.random.default_rng(count)
+    for n, d in ((64, 512), (16, 64), (37, 576), (33, 96), (70, 128), (5, 128)):
+        blocks = [page(fmt, d, "v", seed)[0] for seed in range(count)]
+        _, together = po.aligned(sum(b.nbytes for b in blocks))
+        together[:] = np.concatenate(blocks)
+        for seen in (64, 40):
+            visible = np.full(n, 64, np.int32)
+            visible[n // 2] = seen
+            p = np.concatenate([probabilities(n, visible, r) for _ in blocks], axis=1)
+            p[n // 3, ::7] = 1e-39
+            p[n // 4] = 0
+            start = want = r.standard_normal((n, d)).astype(F32)
+            for i, block in enumerate(blocks):
+                part = np.ascontiguousarray(p[:, 64 * i : 64 * i + 64])
+                want = po.mix(fmt, "amx", form, block, d, part, visible, want)
+            got = po.mix(fmt, "amx", form, together, d, p, visible, start, pages=count)
+            np.testing.assert_array_equal(got, want)
+
+
 def test_tile_products_are_there():
     """A column that is announced but absent would be a silent pass below."""
     need("amx")
