@@ -1,6 +1,6 @@
 """One layer of experts at the width of Kimi K2.5, on random weights that really fill memory.
 
-    python benchmarks/moe.py [--experts 384] [--rows 1 8 64 512 4096] [--act a8g32 a8x2]
+    python benchmarks/moe.py [--experts 384] [--rows 1 8 64 512 4096] [--act a8 a8g32 a8x2]
 
 All 384 experts in int4 with bf16 scales per 32 are 9.5 GB, so one token's eight, 198 MB, come from
 memory. Every step draws other tokens, and a random router spreads them nearly evenly. Bytes are
@@ -114,7 +114,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--hidden", type=int, default=7168)
     parser.add_argument("--inner", type=int, default=2048)
     parser.add_argument("--rows", type=int, nargs="+", default=[1, 8, 64, 512])
-    parser.add_argument("--act", nargs="+", default=["a8g32", "a8x2"])
+    parser.add_argument("--act", nargs="+", default=["a8", "a8g32", "a8x2"])
     parser.add_argument("--isa", default=None)
     args = parser.parse_args(argv)
     about = machine()
