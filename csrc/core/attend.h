@@ -30,7 +30,7 @@ typedef struct {
     float *q;       /* [queries][width] of the block that is walked */
     oct_rows codes; /* of q */
     float *s;       /* [queries][CHUNK] */
-    char *turned;   /* a latent's block as values */
+    char *turned;   /* a latent's blocks as values, those of a chunk */
     oct_partial chunk, level[LEVELS];
     int *visible;
 } oct_attend_lane;

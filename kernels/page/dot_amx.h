@@ -121,7 +121,7 @@ OCT_INLINE void oct_scores_units(const oct_scores_args *a, oct_dot_page page, in
     float *s = a->s + (size_t)first * a->lds;
     __m512 acc[OCT_STRIP];
     for (int r = 0; r < OCT_STRIP; r++) acc[r] = _mm512_setzero_ps(); /* so that gcc sees them set */
-    int g = 0, folded = 0;
+    int g = 0, folded = 0, t = 0;
     const uint8_t *tokens = bytes;
     for (int i = 0; i < n + 3; i += 2) {
 #pragma GCC unroll 2
@@ -160,7 +160,6 @@ OCT_INLINE void oct_scores_units(const oct_scores_args *a, oct_dot_page page, in
                 if (++g == groups) g = 0, tokens += 64;
             }
             if (j < 3 || j >= n + 3) continue;
-            const int t = (int)(s - a->s - (ptrdiff_t)((size_t)first * a->lds));
             const __m512 scale = oct_widen_bf16(page.scales + folded * OCT_PAGE_TOKENS + t);
             const __m512 zero =
                 bits == 4 ? oct_widen_bf16(page.zeros + folded * OCT_PAGE_TOKENS + t) : scale;
@@ -180,10 +179,10 @@ OCT_INLINE void oct_scores_units(const oct_scores_args *a, oct_dot_page page, in
             if (++folded < groups) continue;
 #pragma GCC unroll 16
             for (int r = 0; r < OCT_STRIP; r++)
-                _mm512_storeu_ps(s + (size_t)r * a->lds,
+                _mm512_storeu_ps(s + (size_t)r * a->lds + t,
                                  _mm512_mul_ps(acc[r], _mm512_set1_ps(a->q->scale[first + r])));
             folded = 0;
-            s += 16;
+            t += 16;
         }
     }
 }
