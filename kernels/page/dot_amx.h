@@ -95,7 +95,8 @@ typedef struct {
 } oct_scores_work;
 
 /* As oct_dot_query_sum; groups here are of two or four sums. */
-static inline void sum_queries(const oct_scores_args *a, int bits, int first, oct_scores_work *m)
+static inline void oct_sum_queries(const oct_scores_args *a, int bits, int first,
+                                   oct_scores_work *m)
 {
     const int per = oct_page_group(a->d) / OCT_GROUP, groups = a->d / oct_page_group(a->d);
     for (int r = 0; r < OCT_STRIP; r++) {
@@ -120,7 +121,7 @@ OCT_INLINE void oct_scores_units(const oct_scores_args *a, oct_dot_page page, in
     const ptrdiff_t ldq = a->q->kp, step = 4 * OCT_PAGE_TOKENS;
     float *s = a->s + (size_t)first * a->lds;
     __m512 acc[OCT_STRIP];
-    for (int r = 0; r < OCT_STRIP; r++) acc[r] = _mm512_setzero_ps(); /* so that gcc sees them set */
+    for (int r = 0; r < OCT_STRIP; r++) acc[r] = _mm512_setzero_ps(); /* gcc sees no other */
     int g = 0, folded = 0, t = 0;
     const uint8_t *tokens = bytes;
     for (int i = 0; i < n + 3; i += 2) {
@@ -201,7 +202,7 @@ OCT_INLINE oct_kstatus oct_scores_tiles(const oct_scores_args *a, int bits, int 
     oct_tiles_shape(OCT_STRIP, OCT_STRIP, OCT_DEEP);
     for (int i = 0; i < strips; i++) {
         const int at = i * OCT_STRIP, first = at + OCT_STRIP <= a->nq ? at : a->nq - OCT_STRIP;
-        sum_queries(a, bits, first, &m);
+        oct_sum_queries(a, bits, first, &m);
         oct_scores_units(a, page, bits, terms, first, bytes, &m, &ask);
     }
     oct_tiles_release();

@@ -110,7 +110,7 @@ OCT_INLINE __m512i oct_bytes_of(const __m512i q[4])
 }
 
 /* Up to four queries from row r0 of the tile on: p [many][ldp]. s: scales; zc: what multiplies p in
- * the zero term, or NULL. */
+ * the zero term, or NULL; all: they see the whole page, and nobody looks at `visible`. */
 OCT_INLINE void oct_probs(oct_dot_probs *out, int r0, int many, const float *p, size_t ldp,
                           const float *s, const float *zc, const int *visible, bool all, int terms,
                           oct_asker *ask)
@@ -192,9 +192,10 @@ OCT_INLINE void oct_mix_fold(const oct_mix_args *a, int bits, int terms, int que
     }
 }
 
-/* The probabilities of a tile's queries in the units of group g. */
+/* The probabilities of a tile's queries in the units of group g. all: they see the whole page. */
 OCT_INLINE void oct_mix_probs(const oct_mix_args *a, oct_dot_page page, int bits, int terms,
-                              int queries, int i0, int g, bool all, oct_dot_probs *prob, oct_asker *ask)
+                              int queries, int i0, int g, bool all, oct_dot_probs *prob,
+                              oct_asker *ask)
 {
     _Alignas(64) float s[OCT_PAGE_TOKENS], zc[OCT_PAGE_TOKENS];
     for (int t = 0; t < OCT_PAGE_TOKENS; t += 16) {

@@ -1,9 +1,10 @@
-/* mix_pages_amx.h: the form q8 of four pages at once, by the tile products of AMX; a part of dot_amx.h.
+/* mix_pages_amx.h: the form q8 of four pages at once, by the tile products of AMX; a part of
+ * dot_amx.h.
  *
- * Mixing page by page reads and writes all outputs for each, which for the heads of a latent are more
- * bytes than the page. Here 16 channels of 16 queries stay in registers from the first page to the
- * last, and the probabilities of all four in tile registers. The operations of an output and their
- * order are those of mix. */
+ * Mixing page by page reads and writes all outputs for each, which for the heads of a latent are
+ * more bytes than the page. Here 16 channels of 16 queries stay in registers from the first page to
+ * the last, and the probabilities of all four in tile registers. The operations of an output and
+ * their order are those of mix. */
 #ifndef OCT_PAGE_MIX_PAGES_AMX_H
 #define OCT_PAGE_MIX_PAGES_AMX_H
 
@@ -17,9 +18,9 @@ typedef struct {
     oct_asker ask[OCT_MIX_PAGES];
 } oct_mix_work;
 
-/* Channels [c, end) of a strip. A unit is 16 channels of a page: while its dots run, the sums of the
- * unit before last are stored, and those of the one before that are added to the outputs of their
- * channels, which are in registers from the first page to the last. */
+/* Channels [c, end) of a strip. A unit is 16 channels of a page: while its dots run, the sums of
+ * the unit before last are stored, and those of the one before that are added to the outputs of
+ * their channels, which are in registers from the first page to the last. */
 OCT_INLINE void oct_mix_units(const oct_mix_args *a, int bits, int i0, int c, int end,
                               const uint8_t *const *bytes, oct_mix_work *m)
 {
@@ -27,7 +28,7 @@ OCT_INLINE void oct_mix_units(const oct_mix_args *a, int bits, int i0, int c, in
     const ptrdiff_t step = (ptrdiff_t)a->d * 4;
     float *o = a->o + (size_t)i0 * a->ldo + c;
     __m512 acc[OCT_STRIP];
-    for (int r = 0; r < OCT_STRIP; r++) acc[r] = _mm512_setzero_ps(); /* so that gcc sees them set */
+    for (int r = 0; r < OCT_STRIP; r++) acc[r] = _mm512_setzero_ps(); /* gcc sees no other */
     OCT_TILE_LOAD(4, m->prob[0].code, OCT_PAGE_TOKENS);
     OCT_TILE_LOAD(5, m->prob[1].code, OCT_PAGE_TOKENS);
     OCT_TILE_LOAD(6, m->prob[2].code, OCT_PAGE_TOKENS);

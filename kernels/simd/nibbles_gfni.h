@@ -1,6 +1,6 @@
 /* nibbles_gfni.h: nibbles to bytes by affine maps of a byte's bits, one instruction for what shift,
- * mask and subtraction do. Bit i of a result is the parity of the byte and byte 7 - i of the matrix.
- * Every processor that has AMX has them. */
+ * mask and subtraction do. Bit i of a result is the parity of the byte and byte 7 - i of the
+ * matrix. Every processor that has AMX has them. */
 #ifndef OCT_SIMD_NIBBLES_GFNI_H
 #define OCT_SIMD_NIBBLES_GFNI_H
 

@@ -73,7 +73,7 @@ OCT_INLINE void fill_half(const uint8_t *group, int h, int8_t *to)
     const uint8_t *line = group + h * HALF_BYTES;
     const bool centred = CODE_BITS == 4 && !HAS_ZERO && !HAS_MIN;
     const __m512i zero = HAS_ZERO ? zeros16(group, h) : _mm512_set1_epi8((char)ZERO_CODE);
-    static_assert(CODE_BITS == 8 || HAS_ZERO || HAS_MIN || ZERO_CODE == 8, "what centred nibbles are less");
+    static_assert(CODE_BITS == 8 || HAS_ZERO || HAS_MIN || ZERO_CODE == 8, "8 is subtracted");
 #pragma GCC unroll 4
     for (int i = 0; i < 8; i += 2, to += 2 * LINE_BYTES) {
         __m512i w[2];
@@ -217,9 +217,9 @@ OCT_INLINE void dot_half_x2(const int8_t *hi, const int8_t *lo, size_t kp, const
     }
 }
 
-/* All strips over a window, a strip's sums in registers; in the last window each goes to its outputs,
- * which are those of t. rows: at least s->rows; what is computed for those past it is of whatever
- * lies there, and nobody reads it. */
+/* All strips over a window, a strip's sums in registers; in the last window each goes to its
+ * outputs, which are those of t. rows: at least s->rows; what is computed for those past it is of
+ * whatever lies there, and nobody reads it. */
 OCT_INLINE void strips_of_rows(const oct_linear_args *a, oct_tile t, strips *s, scratch *l,
                                const int rows, const oct_act act)
 {
@@ -304,8 +304,8 @@ OCT_INLINE void run_strips(const oct_linear_args *a, oct_tile t, strips *s, scra
     }
 }
 
-/* Groups [g, g + groups) of tiles from `tile` on that differ in their block alone: of several only if
- * they are of a single strip and all groups. */
+/* Groups [g, g + groups) of tiles from `tile` on that differ in their block alone: of several only
+ * if they are of a single strip and all groups. */
 OCT_INLINE void tile_groups(const oct_linear_args *a, size_t tile, size_t tiles, scratch *l, int g,
                             int groups, const oct_act act)
 {
@@ -325,8 +325,8 @@ OCT_INLINE void tile_groups(const oct_linear_args *a, size_t tile, size_t tiles,
     }
     const size_t work = tiles * (size_t)groups;
     const size_t ahead = s.single && work > AHEAD_GROUPS ? AHEAD_GROUPS : work;
-    s.ask = oct_asker_past(group - (work - ahead) * GROUP_BYTES, work * GROUP_BYTES,
-                           2 * all * (int)work);
+    const char *next = (const char *)group + ahead * GROUP_BYTES;
+    s.ask = oct_asker_of((oct_ahead){next, next + work * GROUP_BYTES}, 2 * all * (int)work);
     for (int part = 0; part < 2; part++) {
         const size_t at = (size_t)t.row * (size_t)x->kp + (size_t)g * OCT_GROUP;
         s.strips = s.single ? part * (int)tiles : part ? all - longer : longer;
