@@ -135,7 +135,8 @@ static size_t unit_stride(const walk *w, int64_t page, int side)
 static int hidden_of(const walk *w, int64_t page, int r)
 {
     const oct_attend_args *a = w->j->a;
-    const int64_t from = oct_seen_from(a->window, oct_position_of(a, w->part, w->b->row + r)) - page * P;
+    const int64_t position = oct_position_of(a, w->part, w->b->row + r);
+    const int64_t from = oct_seen_from(a->window, position) - page * P;
     return from < 0 ? 0 : from > P ? P : (int)from;
 }
 

@@ -1,6 +1,7 @@
-/* dot_amx.h: the forms q8 and q8x2 for many queries, by the tile products of AMX: prefill.
+/* dot_amx.h: the forms q8 and q8x2 for many queries, by the tile products of AMX: prefill, and the
+ * heads of a latent.
  *
- * A strip is 16 queries' codes against 64 tokens (scores) or channels (mix): four C tiles. A page's
+ * A strip is 16 queries' codes against 16 tokens (scores) or 64 channels (mix) at a time. A page's
  * codes lie as a B tile wants them, 16 columns x 4 bytes to a line, so nothing is moved: a tile of
  * keys is 64 channels of 16 tokens, its lines 256 bytes apart; one of values is all tokens of 16
  * channels, its lines 4 * d apart. Nibbles are split into the lane first, once for all queries.

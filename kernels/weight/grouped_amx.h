@@ -52,7 +52,7 @@ typedef struct {
     int strips; /* or blocks */
     int rows, groups;
     bool single; /* whose panel nobody uses after it: two groups of it are enough */
-    bool unpacks; /* the first strip fills the panel, group by group, beside the rest */
+    int fills;   /* groups to unpack, beside the rest: a single strip's all, else the first one's */
     bool first, last; /* of all windows: sums begin at zero; they become outputs */
     const int8_t *hi, *lo; /* [strips * rows][kp] */
     size_t kp;
@@ -224,14 +224,13 @@ OCT_INLINE void strips_of_rows(const oct_linear_args *a, oct_tile t, strips *s, 
                                const int rows, const oct_act act)
 {
     const int n = s->strips * s->groups, lag = act == OCT_A8X2 ? 1 : 2;
-    const int fills = s->single ? n : s->unpacks ? s->groups : 0;
     const ptrdiff_t skip = (s->single ? 0 : (ptrdiff_t)s->kp * s->rows) - s->groups * OCT_GROUP;
     const int8_t *hi = s->hi, *lo = s->lo;
     const uint8_t *group = s->group;
     __m512 acc[MR][2];
     int g = 0, folded = 0;
     t.rows = s->rows;
-    for (int h = 0; fills && h < 2; h++) fill_half(group, h, l->panel + h * PANEL_HALF);
+    for (int h = 0; s->fills && h < 2; h++) fill_half(group, h, l->panel + h * PANEL_HALF);
     for (int i = 0; i < n + lag + 1; i += 2) {
 #pragma GCC unroll 2
         for (int parity = 0; parity < 2; parity++) {
@@ -241,7 +240,7 @@ OCT_INLINE void strips_of_rows(const oct_linear_args *a, oct_tile t, strips *s, 
             int8_t *next = l->panel + (s->single ? 1 - parity : g + 1) * PANEL_BYTES;
 #pragma GCC unroll 2
             for (int h = 0; h < 2; h++) {
-                if (j + 1 < fills)
+                if (j + 1 < s->fills)
                     fill_half(s->group + (size_t)(j + 1) * GROUP_BYTES, h, next + h * PANEL_HALF);
                 if (act == OCT_A8X2)
                     dot_half_x2(hi, lo, s->kp, panel, l->sums[parity], h, store, dot);
@@ -329,10 +328,10 @@ OCT_INLINE void tile_groups(const oct_linear_args *a, size_t tile, size_t tiles,
     s.ask = oct_asker_of((oct_ahead){next, next + work * GROUP_BYTES}, 2 * all * (int)work);
     for (int part = 0; part < 2; part++) {
         const size_t at = (size_t)t.row * (size_t)x->kp + (size_t)g * OCT_GROUP;
-        s.strips = s.single ? part * (int)tiles : part ? all - longer : longer;
+        s.strips = part ? (all - longer) * (int)tiles : longer;
         s.rows = rows + (part ? 0 : 1);
         if (!s.strips) continue;
-        s.unpacks = part == 0 || longer == 0;
+        s.fills = part && longer ? 0 : (int)work;
         if (l->shaped != s.rows) oct_tiles_shape(s.rows, s.rows, OCT_GROUP);
         l->shaped = s.rows;
         s.group = group;
